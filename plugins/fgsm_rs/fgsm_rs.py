@@ -1,0 +1,25 @@
+"""FGSM with a random start.
+
+E. Wong, L. Rice, J. Z. Kolter, Fast is better than free: revisiting adversarial training, ICLR 2020, arXiv:2001.03994.
+"""
+
+from __future__ import annotations
+
+from timm_robust.data.batch import Batch
+from timm_robust.defense import Defense, Perturbed, StepOutput
+
+from .options import FgsmRsOptions
+
+
+class FGSMRS(Defense):
+    """One signed step of 1.25 eps from a uniform point of the ball, projected; cross-entropy on the result."""
+
+    options: FgsmRsOptions
+
+    def perturb(self, batch: Batch) -> Perturbed:
+        step = self.options.step_ratio * self.run.threat.eps
+        return Perturbed(self.attack(batch.images, batch.targets, "ffgsm", bn=self.options.attack_bn, alpha=step))
+
+    def loss(self, batch: Batch, perturbed: Perturbed) -> StepOutput:
+        logits = self.run.model(perturbed.images)
+        return {"loss": self.cross_entropy(logits, batch.targets), "logits": logits}

@@ -1,0 +1,19 @@
+"""PGD adversarial training.
+
+A. Madry, A. Makelov, L. Schmidt, D. Tsipras, A. Vladu, Towards Deep Learning Models Resistant to Adversarial Attacks,
+ICLR 2018, arXiv:1706.06083. Settings as in L. Rice, E. Wong, J. Z. Kolter, Overfitting in adversarially robust deep
+learning, ICML 2020 (released code).
+"""
+
+from __future__ import annotations
+
+from timm_robust.data.batch import Batch
+from timm_robust.defense import Defense, Perturbed, StepOutput
+
+
+class PGD(Defense):
+    """Cross-entropy on PGD's images; the attack is the host's default."""
+
+    def loss(self, batch: Batch, perturbed: Perturbed) -> StepOutput:
+        logits = self.run.model(perturbed.images)
+        return {"loss": self.cross_entropy(logits, batch.targets), "logits": logits}

@@ -1,0 +1,4 @@
+"""TRADES (Zhang et al., 2019).
+
+Torch-free here; the card is README.md.
+"""

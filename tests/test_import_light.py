@@ -1,0 +1,53 @@
+"""Importing the package and listing plugins stay light: whoever only asks what there is must not wait for torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = (
+    "torch",
+    "torchvision",
+    "timm",
+    "torchattacks",
+    "pyautoattack",
+    "autoattack",
+    "robustbench",
+    "sklearn",
+    "accelerate",
+)
+
+LISTING = """
+from timm_robust.plugin import get_manager
+names = {row["name"] for row in get_manager().method_rows() + get_manager().report()}
+if not names >= {"pgd", "sat", "cifar-nets"}:
+    raise SystemExit(f"the package's own plugins are not installed, only {names}")
+"""
+
+OPTIONS = """
+from timm_robust.plugin import get_manager
+configs = [get_manager().load_config(name) for name in get_manager().defenses()]
+"""
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["import timm_robust", "import timm_robust.recipe, timm_robust.threat", LISTING, OPTIONS],
+    ids=["package", "settings", "listing", "options"],
+)
+def test_import_is_light(code: str) -> None:
+    code += f"\nimport sys\nprint([name for name in {HEAVY!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_listing_leaves_the_code_of_methods_alone() -> None:
+    code = LISTING + (
+        "import sys\n"
+        "loaded = [name for name in sys.modules if name.startswith('timm_robust_plugins.') and name.count('.') == 2]\n"
+        "print([name for name in loaded if not name.endswith('.plugin')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

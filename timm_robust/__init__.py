@@ -1,0 +1,47 @@
+"""Adversarial training for any timm image classifier.
+
+    import timm_robust
+    timm_robust.train(model="resnet50", method="sat")
+
+Importing this package loads neither torch nor timm; what needs them is imported when first asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from timm_robust.api import TrainResult as TrainResult
+    from timm_robust.api import evaluate as evaluate
+    from timm_robust.api import list_methods as list_methods
+    from timm_robust.api import register_models as register_models
+    from timm_robust.api import train as train
+    from timm_robust.checkpoint import load as load
+    from timm_robust.errors import UserError as UserError
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "TrainResult": "timm_robust.api",
+    "UserError": "timm_robust.errors",
+    "evaluate": "timm_robust.api",
+    "list_methods": "timm_robust.api",
+    "load": "timm_robust.checkpoint",
+    "register_models": "timm_robust.api",
+    "train": "timm_robust.api",
+}
+
+__all__ = ["TrainResult", "UserError", "__version__", "evaluate", "list_methods", "load", "register_models", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'timm_robust' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

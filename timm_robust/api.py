@@ -1,0 +1,421 @@
+"""What a user calls: train, evaluate, list_methods. Each does what the command of the same name does.
+
+Torch-free at import; the checks that need nothing heavy come before anything heavy is loaded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from timm_robust.errors import UserError, unknown
+from timm_robust.manifest import RunFolder, config_hash
+from timm_robust.plugin import get_manager
+from timm_robust.plugin.options import parse_options, to_dict
+from timm_robust.progress import Display
+from timm_robust.recipe import as_dict, default_preset, make_recipe
+from timm_robust.threat import Threat, make_threat, parse_eps
+from timm_robust.versions import hardware, versions
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from timm_robust.data import DataBundle
+    from timm_robust.evaluate import Evaluation
+    from timm_robust.models import PixelModel
+
+TEST_ATTACKS = ("clean", "pgd-10-1", "autoattack")
+"""What the end of a training run measures on the test split."""
+
+AUTOATTACK_SECONDS = 45.0
+"""Time that AutoAttack may take at the end of a training run; it runs on as many test images as fit."""
+
+
+@dataclass
+class TrainResult:
+    """A finished run.
+
+    Attributes:
+        output: the run's folder, with best/, last/, metrics.jsonl, manifest.json and evaluation.json.
+        threat: what it was trained against.
+        history: one row per epoch, as in metrics.jsonl.
+        evaluation: accuracies of the best checkpoint on the test split, None where not asked for.
+    """
+
+    output: Path
+    threat: Threat
+    history: list[dict[str, Any]] = field(repr=False)
+    evaluation: Evaluation | None = None
+
+    @property
+    def model(self) -> PixelModel:
+        """The best checkpoint, loaded and ready."""
+        from timm_robust.checkpoint import load
+
+        return load(self.output)
+
+    def __repr__(self) -> str:
+        best = next((row for row in reversed(self.history) if row.get("best")), None)
+        lines = [f"{self.output}: {len(self.history)} epochs against {self.threat}"]
+        if best:
+            lines.append(
+                f"best epoch {best['epoch']}: validation clean {best['val_clean']:.1%}, robust {best['val_robust']:.1%}"
+            )
+        if self.evaluation:
+            lines += ["on the test split:", *(f"  {line}" for line in repr(self.evaluation).splitlines())]
+        return "\n".join(lines)
+
+
+def list_methods() -> list[str]:
+    """Names of the training methods that installed plugins offer."""
+    return sorted(get_manager().defenses())
+
+
+def register_models() -> None:
+    """Lets `timm.create_model` know the networks that plugins add, such as `preact_resnet18_cifar`."""
+    get_manager().register_models()
+
+
+def train(
+    model: str | nn.Module = "resnet18",
+    method: str = "sat",
+    data: Any = "digits",
+    *,
+    output: str | Path | None = None,
+    eps: str | float | None = None,
+    norm: str = "Linf",
+    recipe: str | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    lr: float | None = None,
+    recipe_args: Mapping[str, Any] | None = None,
+    method_args: Mapping[str, Any] | None = None,
+    activation: str | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
+    pretrained: bool = False,
+    stem: str = "auto",
+    image_size: int | None = None,
+    data_dir: str | None = None,
+    download: bool = False,
+    seed: int = 0,
+    precision: str = "fp32",
+    device: str | None = None,
+    channels_last: bool = True,
+    compile: bool = False,
+    workers: int | None = None,
+    resume: bool = False,
+    track: Sequence[str] = (),
+    test_attacks: Sequence[str] = TEST_ATTACKS,
+    test_examples: int | None = None,
+    autoattack_seconds: float = AUTOATTACK_SECONDS,
+    quiet: bool = False,
+) -> TrainResult:
+    """Trains a timm model with a defense, and measures the best checkpoint on the test split.
+
+    Args:
+        model: a timm model name, or a module of your own that takes normalised images and returns logits.
+        method: a defense, see `timm-robust methods`.
+        data: `digits`, a folder, an .npz, a timm data set name, or in Python tensors or Datasets.
+        output: the run's folder; by default `runs/MODEL-METHOD-DATA`, numbered if that is taken.
+        eps: radius in units of the [0, 1] range ("8/255"); by default Linf 8/255 up to 64 pixels, 4/255 above.
+        norm: "Linf" or "L2".
+        recipe: a preset, see `timm-robust recipes`; by default chosen by data set and image size.
+        epochs, batch_size, lr: the most used recipe settings.
+        recipe_args: any other recipe setting by name.
+        method_args: options of the method by name, see `timm-robust methods NAME`.
+        activation: smooth activation to swap in such as "silu", or "none"; by default what the method recommends.
+        model_kwargs: arguments for `timm.create_model`.
+        pretrained: start from timm's pretrained weights.
+        stem: `auto` keeps resolution for images of at most 64 pixels, `none` leaves the model as it is.
+        image_size: side in pixels; by default that of the data.
+        data_dir, download: root folder of timm data sets, and whether they may be fetched.
+        seed: of every random draw.
+        precision: "fp32", "bf16" or "fp16".
+        device: "cpu" to stay off a GPU; by default the best there is.
+        channels_last, compile: memory layout, and torch.compile.
+        workers: data-loading processes for large images.
+        resume: continue the run in `output`.
+        track: trackers of accelerate that are told each epoch's numbers, such as "tensorboard".
+        test_attacks: what to measure at the end; empty for nothing.
+        test_examples: how many test images; by default all, AutoAttack as many as fit `autoattack_seconds`.
+        autoattack_seconds: time for AutoAttack at the end.
+        quiet: no progress.
+
+    Returns:
+        the run's folder, history and accuracies; its `repr` is the summary.
+
+    Raises:
+        UserError: any of the arguments is wrong; nothing was trained.
+        RunFailed: training diverged or could not be saved; what is kept is said.
+    """
+    asked = {name: value for name, value in locals().items() if name not in ("output", "resume", "quiet", "workers")}
+    display = Display(quiet)
+    manager = get_manager()
+    provided = manager.defense(method)
+    options = parse_options(manager.load_config(method), dict(method_args or {}), owner=f"method {method!r}")
+    if eps is not None:
+        parse_eps(eps, norm)
+    folder = RunFolder.open(output or _default_output(model, method, data, resume), resume, asked)
+
+    from timm_robust.data import load_data
+    from timm_robust.engine import PRECISIONS, Engine, Job
+    from timm_robust.evaluate import parse_measure
+    from timm_robust.models import build_model, count_parameters
+
+    if precision not in PRECISIONS:
+        raise unknown("precision", precision, PRECISIONS)
+    for name in test_attacks:
+        parse_measure(name)
+    with _decoding(display) as progress:
+        bundle = load_data(
+            data,
+            image_size=image_size,
+            seed=seed,
+            device=device or _best_device(),
+            data_dir=data_dir,
+            download=download,
+            workers=workers,
+            progress=progress,
+        )
+    if test_examples is not None and test_examples > len(bundle.test):
+        raise UserError(f"test_examples is {test_examples}, the test split has only {len(bundle.test)} images")
+    threat = make_threat(norm, eps, image_size=bundle.image_size)
+    preset = recipe or default_preset(bundle.name, bundle.image_size)
+    recommended = dict(provided.spec.recommends)
+    swap = activation or recommended.pop("activation", None)
+    chosen = {**(recipe_args or {})} | {
+        name: value for name, value in (("epochs", epochs), ("batch_size", batch_size), ("lr", lr)) if value is not None
+    }
+    settings = make_recipe(preset, recommended, chosen)
+    if parse_measure(settings.check_attack).name == "autoattack":
+        raise UserError("recipe setting 'check_attack' is 'autoattack', which takes hours: expected one like pgd-10-1")
+    _seed(seed)
+    network = build_model(
+        model,
+        num_classes=bundle.num_classes,
+        in_chans=bundle.in_chans,
+        image_size=bundle.image_size,
+        model_kwargs=dict(model_kwargs or {}),
+        pretrained=pretrained,
+        activation=None if swap == "none" else swap,
+        stem=stem,
+        data_mean=bundle.mean,
+        data_std=bundle.std,
+    )
+    card = {
+        "method": method,
+        "method_args": to_dict(options),
+        "threat": {"norm": threat.norm, "eps": threat.eps, "eps_text": threat.eps_text},
+        "data": {"name": bundle.name, "class_names": list(bundle.class_names), "image_size": bundle.image_size},
+        "seed": seed,
+        "versions": versions(),
+    }
+    job = Job(
+        model=network,
+        defense=manager.load_target(method)(options),
+        data=bundle,
+        recipe=settings,
+        threat=threat,
+        output=folder.path,
+        card=card,
+        seed=seed,
+        precision=precision,
+        device=device,
+        channels_last=channels_last,
+        compile=compile,
+        workers=workers,
+        resume=resume,
+        trackers=list(track),
+        display=display,
+        observers=manager.observers(),
+    )
+    engine = Engine(job)
+    if engine.main:
+        resolved = {"recipe": {"preset": preset, **as_dict(settings)}, "model": network.record.to_dict(), **card}
+        provider = {"name": provided.plugin, "distribution": provided.distribution, "version": provided.version}
+        folder.write_manifest(
+            resolved | {"plugin": provider, "hardware": hardware(), "config_hash": config_hash(resolved)}
+        )
+    engine.display.say(
+        f"{network.record.architecture or network.record.module_class}, {count_parameters(network) / 1e6:.1f} M parameters"
+        + (f", activations {swap}" if swap and swap != "none" else "")
+        + f", on {bundle.name}: {len(bundle.train)} training, {len(bundle.val)} validation, {len(bundle.test)} test images "
+        f"of {bundle.image_size} pixels, {bundle.num_classes} classes"
+    )
+    engine.display.say(
+        f"method {method}, threat {threat}, recipe {preset} ({settings.epochs} epochs, batch {settings.batch_size}, "
+        f"{settings.schedule} {settings.lr:g}), {precision} on {engine.device}, seed {seed}, output {folder.path}"
+    )
+    history = engine.fit()
+    result = TrainResult(folder.path, threat, history)
+    if test_attacks and engine.main:
+        result.evaluation = _final(result, bundle, list(test_attacks), test_examples, autoattack_seconds, seed, engine)
+    return result
+
+
+def _final(
+    result: TrainResult,
+    bundle: DataBundle,
+    attacks: list[str],
+    n_examples: int | None,
+    seconds: float,
+    seed: int,
+    engine: Any,
+) -> Evaluation:
+    """The best checkpoint on the test split, which nothing has seen before."""
+    from timm_robust.checkpoint import load, write_json
+    from timm_robust.data import as_tensors
+    from timm_robust.evaluate import evaluate_model
+    from timm_robust.evaluate.budget import affordable
+
+    engine.display.say("measuring the best checkpoint on the test split")
+    own = None if engine.bare.record.architecture else engine.bare.model
+    model = load(result.output, model=own, device=engine.device)
+    images, targets = as_tensors(bundle.test, n_examples or len(bundle.test))
+    examples = {}
+    if "autoattack" in attacks and n_examples is None:
+        examples["autoattack"] = affordable(model, images, seconds)
+    with _measuring(engine.display) as progress:
+        evaluation = evaluate_model(
+            model,
+            images,
+            targets,
+            result.threat,
+            attacks=attacks,
+            seed=seed,
+            checkpoint=str(result.output / "best"),
+            data=bundle.name,
+            examples=examples,
+            progress=progress,
+        )
+    write_json(result.output / "evaluation.json", evaluation.to_dict())
+    return evaluation
+
+
+def evaluate(
+    checkpoint: str | Path | nn.Module,
+    data: Any = None,
+    *,
+    attacks: Sequence[str] = ("clean", "pgd-50-10"),
+    n_examples: int | None = None,
+    batch_size: int = 250,
+    seed: int = 0,
+    eps: str | float | None = None,
+    norm: str | None = None,
+    data_dir: str | None = None,
+    download: bool = False,
+    device: str | None = None,
+    json: str | Path | None = None,
+    quiet: bool = False,
+) -> Evaluation:
+    """Measures a checkpoint on the test split of a data set, without loading any plugin.
+
+    Args:
+        checkpoint: a run's folder (its best checkpoint), a checkpoint folder, or a module in eval mode.
+        data: as in `train`; by default what the checkpoint was trained on.
+        attacks: `clean`, `fgsm`, `pgd-K-R` (K steps, R restarts), `autoattack`.
+        n_examples: the first so many test images; by default all.
+        batch_size: images at once; AutoAttack's verdicts depend on it.
+        seed: of every random draw.
+        eps, norm: threat; by default what the checkpoint was trained against.
+        data_dir, download: for timm data sets, as in `train`.
+        device: by default the best there is.
+        json: file for the record.
+        quiet: no progress.
+
+    Raises:
+        UserError: no such checkpoint, data that does not fit it, unknown attacks, a model in train mode.
+    """
+    from timm_robust.checkpoint import find_checkpoint, load, read_card, write_json
+    from timm_robust.data import as_tensors, load_data
+    from timm_robust.evaluate import evaluate_model, parse_measure
+
+    for name in attacks:
+        parse_measure(name)
+    device = device or _best_device()
+    size: int | None = None
+    card: dict[str, Any] = {}
+    if isinstance(checkpoint, (str, Path)):
+        card = read_card(checkpoint)
+        network: nn.Module = load(checkpoint, device=device)
+        where, size = str(find_checkpoint(checkpoint)), card["model"]["image_size"]
+        data = card.get("data", {}).get("name") if data is None else data
+    else:
+        network, where = checkpoint.to(device), type(checkpoint).__name__
+    if data is None:
+        raise UserError("no data to evaluate on: pass data, such as 'digits' or a folder with test/CLASS/*")
+    display = Display(quiet)
+    with _decoding(display) as progress:
+        bundle = load_data(
+            data,
+            image_size=size,
+            seed=card.get("seed", 0),
+            device="cpu",
+            data_dir=data_dir,
+            download=download,
+            progress=progress,
+        )
+    if n_examples is not None and n_examples > len(bundle.test):
+        raise UserError(
+            f"n_examples is {n_examples}, the test split of {bundle.name} has only {len(bundle.test)} images"
+        )
+    trained = card.get("threat", {})
+    if eps is None and (norm is None or norm == trained.get("norm")):
+        eps = trained.get("eps_text")
+    threat = make_threat(norm or trained.get("norm", "Linf"), eps, image_size=bundle.image_size)
+    images, targets = as_tensors(bundle.test, n_examples or len(bundle.test))
+    with _measuring(display) as report:
+        result = evaluate_model(
+            network,
+            images,
+            targets,
+            threat,
+            attacks=list(attacks),
+            batch_size=batch_size,
+            seed=seed,
+            checkpoint=where,
+            data=bundle.name,
+            progress=report,
+        )
+    if json is not None:
+        write_json(Path(json), result.to_dict())
+    return result
+
+
+def _default_output(model: Any, method: str, data: Any, resume: bool) -> Path:
+    if resume:
+        raise UserError("resume needs the folder of the run to continue: pass output")
+    name = model if isinstance(model, str) else type(model).__name__
+    source = Path(data).stem if isinstance(data, (str, Path)) else "data"
+    base = Path("runs") / f"{name}-{method}-{source}".replace("/", "_").lower()
+    path, number = base, 2
+    while path.exists():
+        path, number = base.with_name(f"{base.name}-{number}"), number + 1
+    return path
+
+
+def _best_device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _seed(seed: int) -> None:
+    from accelerate.utils import set_seed
+
+    set_seed(seed)
+
+
+@contextlib.contextmanager
+def _decoding(display: Display) -> Iterator[Callable[[int, int], None]]:
+    with display.bar("reading images", 1):
+        yield lambda done, total: display.advance(done, total=total) if display.due() else None
+
+
+@contextlib.contextmanager
+def _measuring(display: Display) -> Iterator[Callable[[str, int, int], None]]:
+    with display.bar("measuring", 1):
+        yield lambda name, done, total: display.advance(done, title=name, total=total)

@@ -1,0 +1,256 @@
+"""Attacks through torchattacks, behind a guard that enforces the threat whatever the attack did.
+
+    Attacker(model, threat)(images, targets, "pgd", bn="eval", steps=10, alpha=2/255)
+
+The guard owns what training codes get wrong around torchattacks 3.5 (each point has a test):
+
+- the result lies inside the ball and inside [0, 1], and a pixel that is NaN or infinite falls back to the clean one;
+- each module's mode and each parameter's `requires_grad` come back as they were, exception or not: torchattacks itself
+  un-freezes frozen BatchNorm on the way back, and forgets to restore after an exception;
+- BatchNorm follows the policy that the method asks for, during the attack only;
+- no weight gradient is computed;
+- attacks that reseed the global generators (APGD, FAB, Square) get a fresh seed and leave those generators alone;
+- under fp16 the gradient is scaled, so that a batch mean does not underflow to sign 0.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+import torchattacks
+from torch import Tensor, nn
+from torchattacks.attack import Attack
+
+from timm_robust.errors import UserError, unknown
+from timm_robust.plugin.options import BN_POLICIES
+from timm_robust.threat import Threat
+
+_TRACK = "track_running_stats"
+
+Autocast = Callable[[], AbstractContextManager[Any]]
+
+
+@contextmanager
+def crafting(model: nn.Module, bn: str = "eval") -> Iterator[None]:
+    """Holds `model` in the state for crafting, and restores every mode and every `requires_grad` on the way out.
+
+    Args:
+        model: the network under attack.
+        bn: `eval` puts the whole model in eval mode; `train` leaves the modes as they are, so that running statistics
+            move in a training model; `frozen` uses batch statistics but records none.
+
+    Raises:
+        UserError: unknown policy.
+    """
+    if bn not in BN_POLICIES:
+        raise unknown("BatchNorm policy", bn, BN_POLICIES)
+    modes = [(module, module.training) for module in model.modules()]
+    wanting_grad = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    tracking = [module for module, training in modes if training and getattr(module, _TRACK, False)]
+    try:
+        for parameter in wanting_grad:
+            parameter.requires_grad_(False)
+        if bn == "eval":
+            for module, _ in modes:
+                module.training = False
+        elif bn == "frozen":
+            for module in tracking:
+                setattr(module, _TRACK, False)  # F.batch_norm then neither reads nor writes the running statistics
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for module in tracking:
+            setattr(module, _TRACK, True)
+        for parameter in wanting_grad:
+            parameter.requires_grad_(True)
+
+
+class _ScaleGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, scale: float) -> Tensor:
+        ctx.scale = scale
+        return logits.view_as(logits)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0] * ctx.scale, None
+
+
+class _ContiguousGradient(torch.autograd.Function):
+    """Gives attacks that `view` the gradient contiguous strides, though the network runs in channels_last."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor) -> Tensor:
+        return images.view_as(images)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0].contiguous()
+
+
+class AttackView(nn.Module):
+    """The model as an attack sees it: float32 logits, and modes that only the guard can change.
+
+    The target is deliberately no sub-module: torchattacks' `train()` and `eval()` calls end here.
+    """
+
+    def __init__(self, target: nn.Module, autocast: Autocast = nullcontext, gradient_scale: float = 1.0) -> None:
+        super().__init__()
+        self.__dict__["target"] = target
+        self.autocast = autocast
+        self.gradient_scale = gradient_scale
+        self.training = False
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        return self.__dict__["target"].parameters(recurse)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.is_contiguous():
+            images = _ContiguousGradient.apply(images)
+        with self.autocast():
+            logits = self.__dict__["target"](images)
+        logits = logits.float()
+        return logits if self.gradient_scale == 1.0 else _ScaleGradient.apply(logits, self.gradient_scale)
+
+
+class WorstCaseAPGD(torchattacks.APGD):
+    """APGD that returns the image of highest loss for every sample.
+
+    torchattacks' own returns the clean image wherever the attack did not succeed or the sample was wrong already,
+    which is right for measuring and useless for training.
+    """
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        return self.perturb(images.clone().detach(), labels.clone().detach(), best_loss=True)[1]
+
+
+_OWN_NAMES: dict[str, type[Attack]] = {"apgd": WorstCaseAPGD}
+
+
+def attack_names() -> list[str]:
+    """Names that `Attacker` knows: torchattacks' classes in lower case."""
+    classes = inspect.getmembers(torchattacks, lambda item: inspect.isclass(item) and issubclass(item, Attack))
+    return sorted({name.lower() for name, _ in classes} | set(_OWN_NAMES))
+
+
+def _attack_class(name: str) -> type[Attack]:
+    if name.lower() in _OWN_NAMES:
+        return _OWN_NAMES[name.lower()]
+    for class_name, item in inspect.getmembers(torchattacks, inspect.isclass):
+        if class_name.lower() == name.lower() and issubclass(item, Attack):
+            return item
+    raise unknown("attack", name, attack_names())
+
+
+def _for_threat(name: str, threat: Threat, settings: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The torchattacks class and arguments that realise `name` under the threat's norm."""
+    if threat.norm == "L2":
+        if name in ("fgsm", "ffgsm"):  # one step of full length along the gradient, from the image or from noise
+            return "pgdl2", {"steps": 1, "alpha": threat.eps, "random_start": name == "ffgsm", **settings}
+        if name == "pgd":
+            return "pgdl2", settings
+        if name == "tpgd":
+            raise UserError("attack 'tpgd' knows the norm Linf only: use pgd for L2")
+    if name in ("apgd", "apgdt", "fab", "square"):
+        return name, {"norm": threat.norm, **settings}
+    return name, settings
+
+
+class Attacker:
+    """Makes adversarial images for one model under one threat.
+
+    Args:
+        model: takes float images [N, C, H, W] in [0, 1], returns logits [N, K].
+        threat: the ball that every result is held to.
+        autocast: makes the context in which the model runs (mixed precision).
+        gradient_scale: power of two by which gradients are multiplied on the way down; exact, undone by sign and norm.
+    """
+
+    def __init__(
+        self, model: nn.Module, threat: Threat, *, autocast: Autocast = nullcontext, gradient_scale: float = 1.0
+    ) -> None:
+        self.model = model
+        self.threat = threat
+        self.view = AttackView(model, autocast, gradient_scale)
+        self._attacks: dict[Any, Attack] = {}
+
+    def __call__(
+        self,
+        images: Tensor,
+        targets: Tensor,
+        attack: str | type[Attack] | Attack = "pgd",
+        *,
+        bn: str = "eval",
+        **settings: Any,
+    ) -> Tensor:
+        """Adversarial images for a batch.
+
+        Args:
+            images: float [N, C, H, W] in [0, 1].
+            targets: int64 [N] classes, or float [N, K] soft labels where the attack's loss takes them.
+            attack: a torchattacks name ("pgd", "fgsm", "ffgsm", "tpgd", "apgd", ...), a subclass of
+                `torchattacks.attack.Attack`, or a ready object (whose model must then be `attacker.view`).
+            bn: BatchNorm policy while crafting, see `crafting`.
+            **settings: constructor arguments of the attack; `eps` is the threat's unless given.
+
+        Returns:
+            float [N, C, H, W], detached, inside the ball around `images` and inside [0, 1].
+        """
+        ready = attack if isinstance(attack, Attack) else self.build(attack, **settings)
+        if isinstance(ready, torchattacks.PGDL2):
+            images = images.contiguous()  # its `view` fails on channels_last strides
+        with torch.enable_grad(), crafting(self.model, bn), _own_randomness(ready, images.device):
+            adversarial = ready(images, targets)
+        return project(adversarial.detach(), images, self.threat)
+
+    def build(self, attack: str | type[Attack], **settings: Any) -> Attack:
+        """The torchattacks object for a name or class; kept, so that a training loop builds it once."""
+        if isinstance(attack, str):
+            name, settings = _for_threat(attack.lower(), self.threat, settings)
+            cls = _attack_class(name)
+        else:
+            cls = attack
+        key = (cls, self.threat, *sorted((name, repr(value)) for name, value in settings.items()))
+        if key not in self._attacks:
+            accepted = inspect.signature(cls.__init__).parameters
+            if "eps" in accepted:
+                settings = {"eps": self.threat.eps, **settings}
+            unexpected = [name for name in settings if name not in accepted]
+            if unexpected:
+                raise unknown(f"setting of attack {cls.__name__}", unexpected[0], [n for n in accepted if n != "self"])
+            self._attacks[key] = cls(self.view, **settings)
+        return self._attacks[key]
+
+
+@contextmanager
+def _own_randomness(attack: Attack, device: torch.device) -> Iterator[None]:
+    """Gives attacks that call `torch.manual_seed` a fresh seed, and keeps the global generators as they were."""
+    seeded = [item for item in (attack, *attack._attacks.values()) if hasattr(item, "seed")]
+    if not seeded:
+        yield
+        return
+    for item in seeded:
+        item.seed = int(torch.randint(2**31 - 1, ()))
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
+
+
+def project(adversarial: Tensor, images: Tensor, threat: Threat) -> Tensor:
+    """The nearest point inside the ball and inside [0, 1]; pixels that are NaN or infinite become the clean ones.
+
+    Args:
+        adversarial, images: float [N, C, H, W]; `images` in [0, 1].
+    """
+    adversarial = torch.where(adversarial.isfinite(), adversarial, images)
+    if threat.norm == "Linf":
+        lower, upper = (images - threat.eps).clamp_(min=0), (images + threat.eps).clamp_(max=1)
+        return torch.minimum(torch.maximum(adversarial, lower), upper)
+    delta = adversarial - images
+    length = delta.flatten(1).norm(dim=1).clamp(min=1e-12).view(-1, 1, 1, 1)
+    inside = images + delta * (threat.eps / length).clamp(max=1)
+    return inside.clamp(0, 1)  # moves each pixel towards its clean value, so the ball is kept

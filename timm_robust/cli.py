@@ -1,0 +1,345 @@
+"""The command line: parses, calls `timm_robust.api`, prints. No logic. Torch-free until a command needs it."""
+
+from __future__ import annotations
+
+import ast
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, Optional
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from timm_robust.errors import UserError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Adversarial training for any timm image classifier, measured with AutoAttack.",
+    epilog="Start with: timm-robust train --model resnet18 --method sat --output runs/first",
+)
+
+SPREAD = ("--model-kwargs", "--set", "--option", "-o", "--attack", "--test-attack", "--track")
+"""Options that take several values in a row, as timm's do: `--model-kwargs layers=[1,1,1,1] drop_rate=0.1`."""
+
+Pairs = Optional[list[str]]
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one sentence and exit status 2, a failed run is one sentence and 1."""
+    try:
+        app(args=spread(sys.argv[1:]), prog_name="timm-robust")
+    except UserError as error:
+        _stop(str(error), 2)
+
+
+def _stop(message: str, status: int) -> NoReturn:
+    Console(stderr=True, highlight=False).print(f"timm-robust: {message}", soft_wrap=True, markup=False)
+    raise SystemExit(status)
+
+
+def spread(arguments: list[str]) -> list[str]:
+    """Repeats an option of `SPREAD` before each of the values that follow it, which is what the parser understands."""
+    out: list[str] = []
+    option = None
+    for argument in arguments:
+        if argument in SPREAD:
+            option, first = argument, True
+            continue
+        if option is None or argument.startswith("-"):
+            if option is not None and first:
+                out.append(option)  # no value followed: let the parser complain
+            option = None
+            out.append(argument)
+        else:
+            out += [option, argument]
+            first = False
+    return out + ([option] if option is not None and first else [])
+
+
+def pairs(given: Pairs, option: str) -> dict[str, Any]:
+    """`["a=1", "b=[2,3]", "c=x"]` as {"a": 1, "b": [2, 3], "c": "x"}: Python literals where they parse, else text.
+
+    Raises:
+        UserError: an item without `=`.
+    """
+    out: dict[str, Any] = {}
+    for item in given or []:
+        name, separator, text = item.partition("=")
+        if not separator or not name:
+            raise UserError(f"{option} {item!r} is no assignment: expected name=value")
+        try:
+            out[name] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            out[name] = text
+    return out
+
+
+@app.command(epilog="Example: timm-robust train --model vit_tiny_patch16_224 --method trades -o beta=5 --data photos/")
+def train(
+    model: Annotated[Optional[str], typer.Option(help="Any timm model name. [default: resnet18]")] = None,
+    method: Annotated[
+        Optional[str], typer.Option(help="A defense; `timm-robust methods` lists them. [default: sat]")
+    ] = None,
+    data: Annotated[
+        Optional[str],
+        typer.Option(
+            help="digits (embedded), a folder train/CLASS/* with val|test/CLASS/*, an .npz, or a timm name (torch/cifar10). "
+            "[default: digits]"
+        ),
+    ] = None,
+    output: Annotated[Optional[Path], typer.Option(help="Folder of the run. [default: runs/MODEL-METHOD-DATA]")] = None,
+    eps: Annotated[
+        Optional[str],
+        typer.Option(
+            help="Radius as a share of the pixel range, such as 8/255. [default: 8/255 up to 64 pixels, 4/255 above]"
+        ),
+    ] = None,
+    norm: Annotated[Optional[str], typer.Option(help="Linf or L2. [default: Linf]")] = None,
+    recipe: Annotated[
+        Optional[str], typer.Option(help="Training settings by name; `timm-robust recipes` lists them.")
+    ] = None,
+    epochs: Annotated[Optional[int], typer.Option(help="Passes over the training set.")] = None,
+    batch_size: Annotated[Optional[int], typer.Option(help="Images per step and process.")] = None,
+    lr: Annotated[Optional[float], typer.Option(help="Largest learning rate.")] = None,
+    set_: Annotated[Pairs, typer.Option("--set", help="Any other recipe setting: --set ema=0.999 clip_grad=1")] = None,
+    option: Annotated[Pairs, typer.Option("--option", "-o", help="Options of the method: -o beta=5 steps=7")] = None,
+    activation: Annotated[
+        Optional[str],
+        typer.Option(help="Smooth activation to swap in: silu, gelu, softplus, ... or none. [default: the method's]"),
+    ] = None,
+    model_kwargs: Annotated[
+        Pairs,
+        typer.Option(help="Arguments of timm.create_model: --model-kwargs layers=[1,1,1,1] channels=[16,32,64,128]"),
+    ] = None,
+    pretrained: Annotated[
+        Optional[bool], typer.Option("--pretrained", help="Start from timm's pretrained weights.")
+    ] = None,
+    stem: Annotated[
+        Optional[str], typer.Option(help="auto keeps resolution up to 64 pixels, none leaves the model as is.")
+    ] = None,
+    image_size: Annotated[Optional[int], typer.Option(help="Side in pixels. [default: that of the data]")] = None,
+    data_dir: Annotated[Optional[str], typer.Option(help="Root folder of timm data sets.")] = None,
+    download: Annotated[Optional[bool], typer.Option("--download", help="Let timm data sets be fetched.")] = None,
+    seed: Annotated[Optional[int], typer.Option(help="Of every random draw. [default: 0]")] = None,
+    precision: Annotated[Optional[str], typer.Option(help="fp32, bf16 or fp16. [default: fp32]")] = None,
+    device: Annotated[Optional[str], typer.Option(help="cpu stays off a GPU. [default: the best there is]")] = None,
+    compile: Annotated[Optional[bool], typer.Option("--compile", help="Use torch.compile.")] = None,
+    workers: Annotated[Optional[int], typer.Option(help="Data-loading processes for large images.")] = None,
+    track: Annotated[Pairs, typer.Option(help="Trackers to tell each epoch's numbers: tensorboard, wandb, ...")] = None,
+    test_attack: Annotated[
+        Pairs,
+        typer.Option(
+            help="What to measure at the end: clean, fgsm, pgd-K-R, autoattack; none for nothing. "
+            "[default: clean pgd-10-1 autoattack]"
+        ),
+    ] = None,
+    test_examples: Annotated[
+        Optional[int], typer.Option(help="Test images for that. [default: all; AutoAttack as many as fit 45 seconds]")
+    ] = None,
+    config: Annotated[
+        Optional[Path], typer.Option(help="YAML file with any of these; the command line overrides it.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in --output; its settings need no repeating.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Train a model with a defense, then measure it on the test split."""
+    given = {
+        "model": model,
+        "method": method,
+        "data": data,
+        "output": output,
+        "eps": eps,
+        "norm": norm,
+        "recipe": recipe,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "lr": lr,
+        "recipe_args": pairs(set_, "--set") or None,
+        "method_args": pairs(option, "--option") or None,
+        "activation": activation,
+        "model_kwargs": pairs(model_kwargs, "--model-kwargs") or None,
+        "pretrained": pretrained,
+        "stem": stem,
+        "image_size": image_size,
+        "data_dir": data_dir,
+        "download": download,
+        "seed": seed,
+        "precision": precision,
+        "device": device,
+        "compile": compile,
+        "workers": workers,
+        "track": track,
+        "test_examples": test_examples,
+        "test_attacks": [] if test_attack == ["none"] else test_attack,
+    }
+    arguments = _merge(config, {name: value for name, value in given.items() if value is not None}, resume)
+    from timm_robust.api import train as run
+    from timm_robust.engine import RunFailed
+
+    try:
+        result = run(**arguments, resume=resume, quiet=quiet)
+    except RunFailed as error:
+        _stop(str(error), 1)
+    except KeyboardInterrupt:
+        where = arguments.get("output") or "the run's folder"
+        _stop(f"interrupted; continue with: timm-robust train --resume --output {where}", 130)
+    if result.evaluation:
+        _print_accuracies(result.evaluation, f"{arguments.get('model', 'resnet18')} on the test split, {result.threat}")
+    out = result.output
+    typer.echo(
+        f"\nbest checkpoint: {out}/best   all records: {out}\n"
+        f"next:\n"
+        f"  timm-robust evaluate {out} --attack pgd-50-10 autoattack --json {out}/record.json\n"
+        f"  python -c \"import timm_robust; model = timm_robust.load('{out}')\"   # images in [0, 1] -> logits"
+    )
+
+
+def _merge(config: Path | None, given: dict[str, Any], resume: bool) -> dict[str, Any]:
+    """Command line over YAML; a resumed run takes what is not said from its own manifest."""
+    values = dict(given)
+    if config is not None:
+        values = {**_read_config(config), **values}
+    if resume and "output" in values:
+        from timm_robust.manifest import read_asked
+
+        values = {**read_asked(Path(values["output"])), **values}
+    return values
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    import inspect
+
+    import yaml
+
+    from timm_robust import api
+    from timm_robust.errors import unknown
+
+    try:
+        content = yaml.safe_load(path.read_text()) or {}
+    except OSError as error:
+        raise UserError(f"cannot read the configuration {path}: {error.strerror or error}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no settings: expected lines such as `model: resnet18`")
+    known = [name for name in inspect.signature(api.train).parameters if name not in ("resume", "quiet")]
+    content = {str(name).replace("-", "_"): value for name, value in content.items()}
+    for name in content:
+        if name not in known:
+            raise unknown(f"setting in {path}", name, known)
+    return content
+
+
+@app.command(
+    epilog="Example: timm-robust evaluate runs/first --attack pgd-50-10 autoattack --n-examples 256 --json record.json"
+)
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="A run's folder (its best checkpoint) or a checkpoint folder.")],
+    data: Annotated[
+        Optional[str], typer.Option(help="As in train. [default: what the checkpoint was trained on]")
+    ] = None,
+    attack: Annotated[
+        Pairs,
+        typer.Option(help="clean, fgsm, pgd-K-R (K steps, R restarts), autoattack. [default: clean pgd-50-10]"),
+    ] = None,
+    n_examples: Annotated[Optional[int], typer.Option(help="The first so many test images. [default: all]")] = None,
+    batch_size: Annotated[int, typer.Option(help="Images at once; AutoAttack's verdicts depend on it.")] = 250,
+    seed: Annotated[int, typer.Option(help="Of every random draw.")] = 0,
+    eps: Annotated[Optional[str], typer.Option(help="Radius such as 8/255. [default: that of the training]")] = None,
+    norm: Annotated[Optional[str], typer.Option(help="Linf or L2. [default: that of the training]")] = None,
+    data_dir: Annotated[Optional[str], typer.Option(help="Root folder of timm data sets.")] = None,
+    device: Annotated[Optional[str], typer.Option(help="cpu stays off a GPU.")] = None,
+    json_: Annotated[Optional[Path], typer.Option("--json", help="Write the record here.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Measure a checkpoint on the test split; no plugin is loaded for that."""
+    from timm_robust.api import evaluate as run
+
+    result = run(
+        checkpoint,
+        data,
+        attacks=attack or ["clean", "pgd-50-10"],
+        n_examples=n_examples,
+        batch_size=batch_size,
+        seed=seed,
+        eps=eps,
+        norm=norm,
+        data_dir=data_dir,
+        device=device,
+        json=json_,
+        quiet=quiet,
+    )
+    _print_accuracies(result, f"{result.checkpoint} on {result.data}, {result.threat}, seed {seed}")
+    if json_:
+        typer.echo(f"record: {json_}")
+
+
+def _print_accuracies(evaluation: Any, title: str) -> None:
+    table = Table(title=title, title_justify="left")
+    for name, justify in (("attack", "left"), ("accuracy", "right"), ("test images", "right"), ("seconds", "right")):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    for name, value, n in evaluation.rows():
+        seconds = evaluation.attacks.get(name, {}).get("seconds")
+        table.add_row(name, f"{value:.2%}", str(n), "" if seconds is None else f"{seconds:.1f}")
+    console = Console()
+    console.print(table)
+    for entry in evaluation.attacks.values():
+        for flag in entry.get("flags", []):
+            console.print(f"warning: {flag}", style="yellow", markup=False)
+
+
+@app.command()
+def methods(
+    name: Annotated[Optional[str], typer.Argument(help="Explain this method and its options.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the training methods that plugins offer, or explain one."""
+    from timm_robust import listing
+
+    listing.methods(name, json_)
+
+
+@app.command()
+def plugins(json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """List installed plugins, with their state and errors."""
+    from timm_robust import listing
+
+    listing.plugins(json_)
+
+
+@app.command()
+def recipes(
+    name: Annotated[Optional[str], typer.Argument(help="Explain this recipe line by line.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the named training settings, or explain one."""
+    from timm_robust import listing
+
+    listing.recipes(name, json_)
+
+
+@app.command()
+def models(
+    pattern: Annotated[Optional[str], typer.Argument(help="Wildcard such as 'resnet*' over all timm names.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List networks that plugins add to timm; with a pattern, search all of timm's (loads timm)."""
+    from timm_robust import listing
+
+    listing.models(pattern, json_)
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        from timm_robust import __version__
+
+        typer.echo(json.dumps(__version__).strip('"'))
+        raise typer.Exit

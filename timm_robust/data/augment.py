@@ -1,0 +1,104 @@
+"""Crops and mirrors. Where each falls is drawn from a stream of its own, so PyTorch's global one stays untouched."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from timm_robust.data.batch import View
+
+# Keys of the independent streams of an epoch.
+ORDER, TABLE, SAMPLE = 0, 1, 2
+
+
+def stream(seed: int, epoch: int, *key: int) -> np.random.Generator:
+    """The random stream of (seed, epoch, key); it depends on nothing else, so a resumed run draws the same."""
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed % 2**63, epoch, *key))))
+
+
+def scaled_pad(pad: int, size: int) -> int:
+    """Padding in pixels at `size`, from the padding of 32-pixel images; at least 1 where any is asked for."""
+    return max(1, round(pad * size / 32)) if pad > 0 else 0
+
+
+def crop_table(n: int, pad: int, flip: bool, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where all samples of an epoch are cropped: top and left, int64 [n] in 0..2*pad, and mirrors, bool [n]."""
+    draws = stream(seed, epoch, TABLE).random((3, n), dtype=np.float32)
+    corners = (draws[:2] * (2 * pad + 1)).astype(np.int64)
+    return corners[0], corners[1], (draws[2] < 0.5) & flip
+
+
+def pad_images(pixels: Tensor, pad: int, mode: str) -> Tensor:
+    """Images with a border.
+
+    Args:
+        pixels: uint8 [N, H, W, C].
+        pad: width of the border, smaller than the images where it reflects.
+        mode: "zeros" or "reflect".
+
+    Returns:
+        uint8 [N, H + 2 pad, W + 2 pad, C].
+    """
+    if pad == 0:
+        return pixels
+    n, height, width, channels = pixels.shape
+    if mode == "reflect":
+        for axis, size in ((1, height), (2, width)):
+            inside = np.pad(np.arange(size), pad, mode="reflect")
+            pixels = pixels.index_select(axis, torch.from_numpy(inside).to(pixels.device))
+        return pixels
+    padded = pixels.new_zeros(n, height + 2 * pad, width + 2 * pad, channels)
+    padded[:, pad : pad + height, pad : pad + width] = pixels
+    return padded
+
+
+def crop_and_flip(pixels: Tensor, index: Tensor, view: View, size: int) -> Tensor:
+    """The views of some images, all in one gather.
+
+    Args:
+        pixels: uint8 [N, F, F, C], padded, contiguous.
+        index: int64 [B], which images.
+        view: where the crops lie; their height and width are `size`.
+        size: pixels of a side.
+
+    Returns:
+        uint8 [B, C, size, size] in channels_last strides.
+    """
+    steps = torch.arange(size, device=pixels.device)
+    n, frame, _, channels = pixels.shape
+    rows = index[:, None] * frame + view.top[:, None] + steps
+    cols = view.left[:, None] + torch.where(view.flip[:, None], size - 1 - steps, steps)
+    # Numbering the pixels through is four times as fast on a CPU as one index per axis.
+    places = rows[:, :, None] * frame + cols[:, None, :]
+    crops = pixels.view(n * frame * frame, channels).index_select(0, places.view(-1))
+    return crops.view(len(index), size, size, channels).permute(0, 3, 1, 2)
+
+
+def inception_box(width: int, height: int, random: np.random.Generator) -> tuple[int, int, int, int]:
+    """A random part of an image: 8 to 100 % of its area, sides 3/4 to 4/3, as torchvision's RandomResizedCrop.
+
+    Returns:
+        top, left, height, width in pixels.
+    """
+    for _ in range(10):
+        area = width * height * random.uniform(0.08, 1.0)
+        ratio = math.exp(random.uniform(math.log(3 / 4), math.log(4 / 3)))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            return int(random.random() * (height - h + 1)), int(random.random() * (width - w + 1)), h, w
+    # An image too long for such a part: the largest central one in the range of ratios.
+    w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def apply_box(image: Image.Image, box: tuple[int, int, int, int], flip: bool, size: int) -> Image.Image:
+    """The part `box` (top, left, height, width), scaled to `size` (bilinear, antialias) and perhaps mirrored."""
+    top, left, height, width = box
+    part = image.crop((left, top, left + width, top + height))
+    if part.size != (size, size):
+        part = part.resize((size, size), Image.Resampling.BILINEAR)
+    return part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else part

@@ -1,0 +1,51 @@
+"""What every loader yields: a `Batch`, with the `View` that says how each image was cropped and flipped."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class View:
+    """The geometry of each sample's augmentation, so that per-sample perturbations can follow their image.
+
+    Coordinates are pixels of the *source frame*: for small images the padded image (`pad` pixels on each side),
+    for large ones the stored image.
+
+    Attributes:
+        top, left: int64 [B], upper left corner of the crop in the source frame.
+        height, width: int64 [B], size of the crop in the source frame (the image size where nothing is resized).
+        flip: bool [B], whether the crop was mirrored horizontally, after cropping.
+    """
+
+    top: Tensor
+    left: Tensor
+    height: Tensor
+    width: Tensor
+    flip: Tensor
+
+    def to(self, device: torch.device) -> View:
+        return View(*(field.to(device, non_blocking=True) for field in vars(self).values()))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch on the run's device.
+
+    Attributes:
+        images: float32 [B, C, H, W] in [0, 1], channels_last strides where the recipe asks for them.
+        targets: int64 [B], class numbers.
+        index: int64 [B], position of each sample in the training set, stable across epochs, workers and resume.
+        view: the augmentation's geometry; None for evaluation batches.
+    """
+
+    images: Tensor
+    targets: Tensor
+    index: Tensor
+    view: View | None = None
+
+    def __len__(self) -> int:
+        return len(self.targets)

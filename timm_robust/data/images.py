@@ -1,0 +1,188 @@
+"""Where single images come from: arrays, files, map-style data sets. Each reads as RGB; `fit` brings it to size."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+
+from timm_robust.data.arrays import to_pixels
+from timm_robust.errors import UserError
+
+SMALL = 64
+"""Images of at most this many pixels are kept whole and on the device; larger ones stream."""
+
+CROP_SHARE = 0.875
+"""Larger images are evaluated on their central part: 224 of 256 pixels, as timm and RobustBench do."""
+
+
+class Unreadable(Exception):
+    """An image that cannot be decoded; the run goes on without it."""
+
+    def __init__(self, name: str, reason: object) -> None:
+        super().__init__(name, str(reason))
+        self.name = name
+        self.reason = str(reason)
+
+    def sentence(self) -> str:
+        return f"image {self.name} cannot be read and is left out: {self.reason}"
+
+
+class Images(Protocol):
+    """Images by position.
+
+    `read` gives an RGB image and `shape` its (width, height); both raise `Unreadable`. `name` says where it came from.
+    """
+
+    def __len__(self) -> int: ...
+
+    def read(self, i: int) -> Image.Image: ...
+
+    def shape(self, i: int) -> tuple[int, int]: ...
+
+    def name(self, i: int) -> str: ...
+
+
+@dataclass(frozen=True)
+class ArrayImages:
+    """Images held as uint8 [N, H, W, 3]."""
+
+    pixels: np.ndarray
+    origin: str
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def read(self, i: int) -> Image.Image:
+        return Image.fromarray(self.pixels[i])
+
+    def shape(self, i: int) -> tuple[int, int]:
+        return self.pixels.shape[2], self.pixels.shape[1]
+
+    def name(self, i: int) -> str:
+        return f"{self.origin}[{i}]"
+
+
+@dataclass(frozen=True)
+class FileImages:
+    """Image files, named relative to `root`."""
+
+    root: str
+    paths: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, i: int) -> Image.Image:
+        try:
+            with Image.open(os.path.join(self.root, self.paths[i])) as image:
+                return as_rgb(image)
+        except Exception as error:  # decoders raise anything on broken files
+            raise Unreadable(self.paths[i], error) from error
+
+    def shape(self, i: int) -> tuple[int, int]:
+        try:
+            with Image.open(os.path.join(self.root, self.paths[i])) as image:
+                return image.size
+        except Exception as error:
+            raise Unreadable(self.paths[i], error) from error
+
+    def name(self, i: int) -> str:
+        return self.paths[i]
+
+
+@dataclass(frozen=True)
+class DatasetImages:
+    """The images of a map-style data set of (image, class number) pairs."""
+
+    dataset: Any
+    origin: str
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def read(self, i: int) -> Image.Image:
+        try:
+            item = self.dataset[i]
+        except OSError as error:
+            raise Unreadable(self.name(i), error) from error
+        if not isinstance(item, (tuple, list)) or len(item) < 2:
+            raise UserError(f"{self.name(i)} is a {type(item).__name__}: expected a pair (image, class number)")
+        if isinstance(item[0], Image.Image):
+            return as_rgb(item[0])
+        if not isinstance(item[0], (torch.Tensor, np.ndarray)):
+            kind = type(item[0]).__name__
+            raise UserError(f"the image of {self.name(i)} is a {kind}: expected a PIL image, a tensor or an array")
+        return Image.fromarray(to_pixels(item[0][None], f"the pixels of {self.name(i)}")[0])
+
+    def shape(self, i: int) -> tuple[int, int]:
+        return self.read(i).size
+
+    def name(self, i: int) -> str:
+        return f"{self.origin}[{i}]"
+
+
+@dataclass(frozen=True)
+class SomeImages:
+    """The images at `positions` of others, in that order."""
+
+    images: Images
+    positions: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def read(self, i: int) -> Image.Image:
+        return self.images.read(int(self.positions[i]))
+
+    def shape(self, i: int) -> tuple[int, int]:
+        return self.images.shape(int(self.positions[i]))
+
+    def name(self, i: int) -> str:
+        return self.images.name(int(self.positions[i]))
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """The decoded image in 8-bit RGB; 16-bit grey keeps its upper byte, where PIL would clip at 255."""
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    return image.convert("RGB")
+
+
+def fit(image: Image.Image, size: int) -> Image.Image:
+    """The evaluation view, [size, size]: the image as it is, or else scaled (bilinear, antialias) and cropped.
+
+    Small images keep their whole shorter side, larger ones lose a margin (`CROP_SHARE`).
+    """
+    width, height = image.size
+    if width == height == size:
+        return image
+    side = size if size <= SMALL else round(size / CROP_SHARE)
+    scale = side / min(width, height)
+    width, height = max(side, round(width * scale)), max(side, round(height * scale))
+    image = image.resize((width, height), Image.Resampling.BILINEAR)
+    left, top = (width - size) // 2, (height - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+def native_size(images: Images, probes: int = 256) -> int | None:
+    """The shorter side that all images share, judged by up to `probes` of them; None where they differ."""
+    sizes = set()
+    for i in np.unique(np.linspace(0, len(images) - 1, probes).astype(int)):
+        try:
+            sizes.add(images.shape(int(i)))
+        except Unreadable:
+            continue
+        if len(sizes) > 1:
+            return None
+    return min(sizes.pop()) if sizes else None
+
+
+def available_cpus() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

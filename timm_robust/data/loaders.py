@@ -1,0 +1,268 @@
+"""Batches on the device: gathered there from resident pixels, or streamed from worker processes.
+
+Order and geometry depend on (seed, epoch) alone, so a run gives the same batches after a resume, with any number of
+workers, and, taken together, on any number of processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from timm_robust.data.augment import ORDER, crop_and_flip, crop_table, pad_images, scaled_pad, stream
+from timm_robust.data.batch import Batch, View
+from timm_robust.data.bundle import Split
+from timm_robust.data.streaming import Geometry, Stream
+from timm_robust.errors import UserError, unknown
+
+AUGMENTATIONS = ("crop-flip", "crop", "flip", "none", "inception")
+
+
+class TrainLoader(Protocol):
+    """Batches of one process, epoch by epoch.
+
+    Attributes:
+        pad: pixels added on each side before cropping, after scaling to the image size.
+        frame_size: side of the source frame that `View` coordinates count in; None where each image has its own.
+    """
+
+    pad: int
+    frame_size: int | None
+
+    def __len__(self) -> int:
+        """Batches per epoch, the same on every process."""
+        ...
+
+    def epoch(self, epoch: int) -> Iterator[Batch]: ...
+
+
+class EvalLoader(Protocol):
+    """Batches in the order of the split, without augmentation; iterable any number of times."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+
+def make_train_loader(
+    split: Split,
+    *,
+    batch_size: int,
+    augment: str = "crop-flip",
+    pad: int = 4,
+    pad_mode: str = "zeros",
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    channels_last: bool = True,
+    workers: int | None = None,
+    shard: tuple[int, int] = (0, 1),
+) -> TrainLoader:
+    """Augmented batches for training.
+
+    Args:
+        split: usually `DataBundle.train`.
+        batch_size: images per batch and process. A last batch of one image per process is left out (BatchNorm).
+        augment: "crop-flip", "crop", "flip", "none", or "inception" (a random part of the stored image, scaled).
+        pad: border before the random crop, in pixels of 32-pixel images; scales with the image size.
+        pad_mode: "zeros" or "reflect".
+        seed: key of order and geometry, with the epoch.
+        device: where batches are wanted; resident pixels must be there.
+        channels_last: strides of the images.
+        workers: processes that decode streamed images; by default one per core, at most 8. 0 decodes in this one.
+        shard: (rank, number of processes).
+
+    Raises:
+        UserError: unknown augmentation, or fewer than two images per process.
+    """
+    if augment not in AUGMENTATIONS:
+        raise unknown("augmentation", augment, AUGMENTATIONS)
+    if pad_mode not in ("zeros", "reflect"):
+        raise unknown("pad_mode", pad_mode, ("zeros", "reflect"))
+    pad = scaled_pad(pad, split.image_size) if augment in ("crop-flip", "crop") else 0
+    if pad_mode == "reflect" and pad >= split.image_size:
+        raise UserError(f"pad is {pad} pixels at size {split.image_size}: expected less than the size, to reflect")
+    geometry = Geometry(augment, pad, pad_mode, seed)
+    kind = ResidentTrainLoader if split.resident and augment != "inception" else StreamTrainLoader
+    return kind(split, geometry, batch_size, torch.device(device), channels_last, shard, workers)
+
+
+def make_eval_loader(
+    split: Split,
+    *,
+    batch_size: int,
+    device: torch.device | str = "cpu",
+    n_examples: int | None = None,
+    channels_last: bool = False,
+    workers: int | None = None,
+) -> EvalLoader:
+    """Batches of the first `n_examples` images, all by default, in the order of the split.
+
+    Streamed images that cannot be read are warned about and left out; `Batch.index` tells which remain.
+
+    Raises:
+        UserError: more images wanted than there are.
+    """
+    n = len(split) if n_examples is None else n_examples
+    _check_count(n, split)
+    return _Evaluation(split, n, batch_size, torch.device(device), channels_last, workers)
+
+
+def as_tensors(split: Split, n: int | None = None) -> tuple[Tensor, Tensor]:
+    """The first `n` images (all by default) as AutoAttack wants them.
+
+    Returns:
+        images, float32 [n, C, H, W] in [0, 1], contiguous, and labels, int64 [n]; on the device of resident pixels,
+        else on the CPU. Unreadable streamed images are left out.
+
+    Raises:
+        UserError: more images wanted than there are.
+    """
+    batches = list(make_eval_loader(split, batch_size=256, n_examples=n, device=_home(split)))
+    return torch.cat([batch.images for batch in batches]), torch.cat([batch.targets for batch in batches])
+
+
+def _home(split: Split) -> torch.device:
+    return split.pixels.device if split.pixels is not None else torch.device("cpu")
+
+
+def _check_count(n: int, split: Split) -> None:
+    if not 1 <= n <= len(split):
+        raise UserError(f"{n} examples are wanted, but the split has {len(split)}: expected 1 to {len(split)}")
+
+
+def to_float(pixels: Tensor, channels_last: bool) -> Tensor:
+    """uint8 [B, C, H, W] in 0..255 -> float32 in [0, 1], in the strides asked for."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return pixels.to(torch.float32, memory_format=layout).div_(255)
+
+
+def count_batches(n: int, batch_size: int, world: int) -> int:
+    """Batches that each of `world` processes takes from `n` images."""
+    full, rest = divmod(n, batch_size * world)
+    return full + (-(-rest // world) >= 2)
+
+
+def epoch_order(n: int, batch_size: int, seed: int, epoch: int, shard: tuple[int, int]) -> list[np.ndarray]:
+    """The positions of one process's batches in an epoch.
+
+    All processes share one permutation and take their part of each global batch. Only the last one may be short; it is
+    filled up from the permutation's start so that every process gets as many images (fewer than `world` come twice).
+    """
+    rank, world = shard
+    order = stream(seed, epoch, ORDER).permutation(n)
+    together, batches = batch_size * world, []
+    for number in range(count_batches(n, batch_size, world)):
+        part = order[number * together : (number + 1) * together]
+        share = -(-len(part) // world)
+        if len(part) < share * world:
+            part = np.concatenate([part, order[: share * world - len(part)]])
+        batches.append(part[rank * share : (rank + 1) * share])
+    return batches
+
+
+class _TrainBase:
+    """What both training loaders share: the settings and the number of batches."""
+
+    def __init__(
+        self,
+        split: Split,
+        geometry: Geometry,
+        batch_size: int,
+        device: torch.device,
+        channels_last: bool,
+        shard: tuple[int, int],
+        workers: int | None,
+    ) -> None:
+        if batch_size < 1:
+            raise UserError(f"batch size is {batch_size}: expected at least 1")
+        self.split, self.geometry, self.batch_size = split, geometry, batch_size
+        self.device, self.channels_last, self.shard, self.workers = device, channels_last, shard, workers
+        self.pad = geometry.pad
+        self.frame_size = None if geometry.augment == "inception" else split.image_size + 2 * geometry.pad
+        if not len(self):
+            raise UserError(f"training has {len(split)} images for {shard[1]} processes: expected two for each")
+
+    def __len__(self) -> int:
+        return count_batches(len(self.split), self.batch_size, self.shard[1])
+
+    def _order(self, epoch: int) -> list[np.ndarray]:
+        return epoch_order(len(self.split), self.batch_size, self.geometry.seed, epoch, self.shard)
+
+
+class ResidentTrainLoader(_TrainBase):
+    """Small images: padded once on the device, each batch is one gather there, with nothing copied or synchronised."""
+
+    def __init__(self, split: Split, geometry: Geometry, *settings: object) -> None:
+        super().__init__(split, geometry, *settings)  # type: ignore[arg-type]
+        if split.pixels is None:
+            raise TypeError("the split streams")
+        self._pixels = pad_images(split.pixels.to(self.device), geometry.pad, geometry.pad_mode)
+        self._labels = torch.from_numpy(split.labels).to(self.device)
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """The batches of an epoch; its order and geometry go to the device once, at the start."""
+        batches = self._order(epoch)
+        flip = self.geometry.augment in ("crop-flip", "flip")
+        table = crop_table(len(self.split), self.pad, flip, self.geometry.seed, epoch)
+        order = np.concatenate(batches)
+        index, top, left, mirror = (torch.from_numpy(a).to(self.device) for a in (order, *(t[order] for t in table)))
+        side = torch.full_like(index, self.split.image_size)
+        start = 0
+        for size in map(len, batches):
+            part = slice(start, start + size)
+            start += size
+            view = View(top[part], left[part], side[part], side[part], mirror[part])
+            pixels = crop_and_flip(self._pixels, index[part], view, self.split.image_size)
+            yield Batch(to_float(pixels, self.channels_last), self._labels[index[part]], index[part], view)
+
+
+class StreamTrainLoader(_TrainBase):
+    """Large images: decoded and cropped by worker processes, sent as uint8, made floats on the device."""
+
+    def __init__(self, split: Split, geometry: Geometry, *settings: object) -> None:
+        super().__init__(split, geometry, *settings)  # type: ignore[arg-type]
+        self._stream = Stream(split.images, split.labels, split.image_size, geometry, self.workers, self.device)
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """The batches of an epoch. In place of an unreadable image comes the next readable one."""
+        for arrived in self._stream.batches(self._order(epoch), epoch):
+            images, targets, index, view = arrived.to(self.device)
+            yield Batch(to_float(images, self.channels_last), targets, index, view)
+
+
+class _Evaluation:
+    def __init__(
+        self, split: Split, n: int, batch_size: int, device: torch.device, channels_last: bool, workers: int | None
+    ) -> None:
+        if batch_size < 1:
+            raise UserError(f"batch size is {batch_size}: expected at least 1")
+        self.split, self.n, self.batch_size = split, n, batch_size
+        self.device, self.channels_last, self.workers = device, channels_last, workers
+
+    def __len__(self) -> int:
+        return -(-self.n // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        parts = [np.arange(start, min(start + self.batch_size, self.n)) for start in range(0, self.n, self.batch_size)]
+        return self._resident(parts) if self.split.resident else self._streamed(parts)
+
+    def _resident(self, parts: list[np.ndarray]) -> Iterator[Batch]:
+        pixels, labels = self.split.pixels, torch.from_numpy(self.split.labels)
+        if pixels is None:
+            raise TypeError("the split streams")
+        for part in parts:
+            here = slice(int(part[0]), int(part[-1]) + 1)
+            images = to_float(pixels[here].to(self.device).permute(0, 3, 1, 2), self.channels_last)
+            yield Batch(images, labels[here].to(self.device), torch.from_numpy(part).to(self.device))
+
+    def _streamed(self, parts: list[np.ndarray]) -> Iterator[Batch]:
+        workers = len(parts) - 1 if self.workers is None and len(parts) <= 8 else self.workers
+        stream = Stream(self.split.images, self.split.labels, self.split.image_size, None, workers, self.device)
+        for arrived in stream.batches(parts):
+            images, targets, index, _ = arrived.to(self.device)
+            if len(targets):
+                yield Batch(to_float(images, self.channels_last), targets, index)

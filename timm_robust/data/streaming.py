@@ -1,0 +1,232 @@
+"""Images that have to be decoded: worker processes read and crop them, and send uint8."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from timm_robust.data.augment import SAMPLE, apply_box, inception_box, stream
+from timm_robust.data.batch import View
+from timm_robust.data.images import ArrayImages, Images, Unreadable, available_cpus, fit
+from timm_robust.errors import UserError
+
+PATIENCE = 100
+"""Unreadable images in a row after which something larger must be wrong."""
+
+Progress = Callable[[int, int], None]
+"""Called with (images done, images in all)."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How training images are cropped; `pad` in pixels at the image size."""
+
+    augment: str
+    pad: int
+    pad_mode: str
+    seed: int
+
+
+@dataclass
+class Arrived:
+    """A batch from a worker.
+
+    Attributes:
+        pixels: uint8 [B, H, W, C].
+        numbers: int64 [B, 7]: index, target, and the view's top, left, height, width and flip.
+        broken: one sentence for each image that could not be read.
+        failure: what the user did wrong, if anything.
+    """
+
+    pixels: Tensor
+    numbers: Tensor
+    broken: list[str]
+    failure: str | None = None
+
+    def pin_memory(self) -> Arrived:
+        """Called by the DataLoader, so that copies to the device need not wait."""
+        return Arrived(self.pixels.pin_memory(), self.numbers.pin_memory(), self.broken, self.failure)
+
+    def to(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor, View]:
+        """Images uint8 [B, C, H, W] in channels_last strides, targets, index and view, on the device."""
+        index, target, top, left, height, width, flip = self.numbers.t().contiguous().to(device, non_blocking=True)
+        images = self.pixels.to(device, non_blocking=True).permute(0, 3, 1, 2)
+        return images, target, index, View(top, left, height, width, flip.bool())
+
+
+@dataclass
+class _Sample:
+    pixels: np.ndarray | None
+    numbers: tuple[int, ...]
+    broken: list[str]
+    failure: str | None = None
+
+
+class _Samples(Dataset[_Sample]):
+    """One sample by (epoch, position); a mistake of the user travels as text, because workers garble exceptions."""
+
+    def __init__(self, images: Images, labels: np.ndarray, size: int, geometry: Geometry | None) -> None:
+        self.images, self.labels, self.size, self.geometry = images, labels, size, geometry
+
+    def __getitem__(self, key: tuple[int, int]) -> _Sample:
+        epoch, position = key
+        broken: list[str] = []
+        for attempt in range(min(PATIENCE, len(self.labels))):
+            place = (position + attempt) % len(self.labels)
+            try:
+                image = self.images.read(place)
+            except UserError as error:
+                return _Sample(None, (), broken, str(error))
+            except Unreadable as error:
+                broken.append(error.sentence())
+                if self.geometry is None:
+                    return _Sample(None, (), broken)  # evaluation counts no image twice
+                continue
+            pixels, view = self._view(image, epoch, place)
+            return _Sample(pixels, (place, int(self.labels[place]), *view), broken)
+        return _Sample(None, (), broken, f"{len(broken)} images in a row cannot be read; {broken[-1]}")
+
+    def _view(self, image: Image.Image, epoch: int, place: int) -> tuple[np.ndarray, tuple[int, int, int, int, int]]:
+        """Pixels uint8 [size, size, 3], and top, left, height, width, flip."""
+        size, settings = self.size, self.geometry
+        if settings is None:
+            return np.asarray(fit(image, size)), (0, 0, size, size, 0)
+        random = stream(settings.seed, epoch, SAMPLE, place)
+        flip = bool(random.random() < 0.5) and settings.augment in ("inception", "crop-flip", "flip")
+        if settings.augment == "inception":
+            box = inception_box(*image.size, random)
+            return np.asarray(apply_box(image, box, flip, size)), (*box, int(flip))
+        top, left = (int(random.random() * (2 * settings.pad + 1)) for _ in range(2))
+        border = (settings.pad, settings.pad)
+        pixels = np.asarray(fit(image, size))
+        if settings.pad_mode == "reflect":
+            pixels = np.pad(pixels, (border, border, (0, 0)), mode="reflect")
+        else:
+            pixels = np.pad(pixels, (border, border, (0, 0)))
+        pixels = pixels[top : top + size, left : left + size]
+        return (pixels[:, ::-1] if flip else pixels), (top, left, size, size, int(flip))
+
+
+def _collate(samples: list[_Sample]) -> Arrived:
+    pixels = [sample.pixels for sample in samples if sample.pixels is not None]
+    numbers = [sample.numbers for sample in samples if sample.pixels is not None]
+    return Arrived(
+        torch.from_numpy(np.stack(pixels)) if pixels else torch.empty(0, 0, 0, 3, dtype=torch.uint8),
+        torch.tensor(numbers, dtype=torch.int64).reshape(len(numbers), 7),
+        [text for sample in samples for text in sample.broken],
+        next((sample.failure for sample in samples if sample.failure), None),
+    )
+
+
+class _Batches(Sampler[list[tuple[int, int]]]):
+    """The positions of an epoch's batches, set anew for each; carries the epoch to workers that outlive it."""
+
+    def __init__(self) -> None:
+        self.parts: list[np.ndarray] = []
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for part in self.parts:
+            yield [(self.epoch, int(i)) for i in part]
+
+
+class Stream:
+    """Batches of some images.
+
+    Args:
+        images, labels: what is read, by position.
+        size: pixels of a side.
+        geometry: how training views are cropped; None gives evaluation views.
+        workers: processes that decode, which live as long as this object; by default one per core, at most 8.
+        device: where the batches will go.
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        labels: np.ndarray,
+        size: int,
+        geometry: Geometry | None = None,
+        workers: int | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        workers = min(8, available_cpus()) if workers is None else workers
+        # A forked worker does not import the user's script again, so that needs no `if __name__ == "__main__"`.
+        context = "fork" if workers and sys.platform == "linux" else None
+        self._sampler = _Batches()
+        self._loader = DataLoader(
+            _Samples(images, labels, size, geometry),
+            batch_sampler=self._sampler,
+            num_workers=workers,
+            multiprocessing_context=context,
+            collate_fn=_collate,
+            pin_memory=torch.device(device).type == "cuda",
+            persistent_workers=workers > 0 and geometry is not None,
+            generator=torch.Generator(),  # else it draws from the global stream
+        )
+        self._warned: set[str] = set()
+
+    def batches(self, parts: list[np.ndarray], epoch: int = 0) -> Iterator[Arrived]:
+        """The samples at each of `parts`, int64 [B] positions; unreadable images are warned about, each once.
+
+        Training views of an unreadable image show the next readable one, with its own index and label. Evaluation views
+        leave it out.
+
+        Raises:
+            UserError: an image is not what it should be, or too many in a row cannot be read.
+        """
+        self._sampler.parts, self._sampler.epoch = parts, epoch
+        for arrived in self._loader:
+            for text in arrived.broken:
+                if text not in self._warned:
+                    self._warned.add(text)
+                    warnings.warn(text, stacklevel=2)
+            if arrived.failure:
+                raise UserError(arrived.failure)
+            yield arrived
+
+
+def decode_all(
+    images: Images, size: int, workers: int | None = None, progress: Progress | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The evaluation views of all images.
+
+    Args:
+        images: what is decoded.
+        size: pixels of a side.
+        workers: processes; by default one per core, at most 16, and none for a few images. Threads would wait for each
+            other: decoding a small image is mostly Python.
+        progress: called with (images done, images in all).
+
+    Returns:
+        uint8 [M, size, size, 3] and the positions, int64 [M], of the M readable images; the others are warned about.
+    """
+    total = len(images)
+    if isinstance(images, ArrayImages) and images.pixels.shape[1:3] == (size, size):
+        return images.pixels, np.arange(total)
+    if workers is None:
+        workers = min(16, available_cpus()) if sys.platform == "linux" and total > 4096 else 0
+    chunk = 256 if size <= 32 else 64  # under a megabyte, because shared memory may be short
+    parts = [np.arange(start, min(start + chunk, total)) for start in range(0, total, chunk)]
+    out, readable = np.empty((total, size, size, 3), np.uint8), np.zeros(total, bool)
+    arrivals = Stream(images, np.zeros(total, np.int64), size, workers=workers).batches(parts)
+    for part, arrived in zip(parts, arrivals, strict=True):
+        index = arrived.numbers[:, 0].numpy()
+        if len(index):
+            out[index] = arrived.pixels.numpy()
+            readable[index] = True
+        if progress:
+            progress(int(part[-1]) + 1, total)
+    kept = np.flatnonzero(readable)
+    return (out if len(kept) == total else out[kept]), kept

@@ -1,0 +1,149 @@
+"""The contract of a defense: perturb, loss, commit.
+
+    perturbed = defense.perturb(batch)            # adversarial images; no weight gradients; writes nothing
+    output = defense.loss(batch, perturbed)       # "loss" and "logits"; writes nothing; may be called twice
+    ... backward, optimizer step ...
+    defense.commit(batch, perturbed, output)      # once per step: sample tables, teachers, averages
+
+Three calls and not one, because weight perturbation evaluates `loss` twice on the same adversarial batch, because
+tables must be written once, and because `perturb` runs on the bare module while `loss` runs on the one wrapped for several
+processes. Plain PGD training overrides nothing but `loss`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from timm_robust.data.batch import Batch
+
+if TYPE_CHECKING:
+    from timm_robust.attacks import Attacker
+    from timm_robust.plugin.options import Options
+    from timm_robust.recipe import Recipe
+    from timm_robust.threat import Threat
+
+StepOutput = dict[str, Tensor]
+"""What `loss` returns: "loss" (scalar, required), "logits" [B, K] (recommended: gives the training accuracy),
+other scalars are averaged over the epoch and logged."""
+
+
+@dataclass(frozen=True)
+class Perturbed:
+    """What `perturb` hands to `loss`.
+
+    Attributes:
+        images: float [B, C, H, W] in [0, 1], inside the threat around the batch's images.
+        extras: anything else that the loss or the commit wants.
+    """
+
+    images: Tensor
+    extras: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Run:
+    """What a defense may know of the run it serves.
+
+    Attributes:
+        model: the network to call in `loss` (wrapped for several processes where there are some).
+        bare: the same network without any wrapper.
+        attacker: makes adversarial images of `bare` under `threat`.
+        threat: norm and radius.
+        recipe: the training settings.
+        num_classes, num_train, image_size: sizes; `num_train` counts the samples that `Batch.index` numbers.
+        device: where batches live.
+        epochs, steps_per_epoch: length of the run; steps are batches of this process.
+        seed: the run's seed.
+        output: the run's folder.
+    """
+
+    model: nn.Module
+    bare: nn.Module
+    attacker: Attacker
+    threat: Threat
+    recipe: Recipe
+    num_classes: int
+    num_train: int
+    image_size: int
+    device: torch.device
+    epochs: int
+    steps_per_epoch: int
+    seed: int
+    output: Path
+
+
+class Defense:
+    """Base class of training methods; a plugin's class overrides `loss` and what else it needs.
+
+    Args:
+        options: the method's own frozen options.
+    """
+
+    run: Run
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.options})"
+
+    def setup(self, run: Run) -> None:
+        """Called once, after the model is built and before the first epoch: keep `run`, make sample tables."""
+        self.run = run
+
+    def perturb(self, batch: Batch) -> Perturbed:
+        """Adversarial images for a batch: PGD with the options `steps`, `step_ratio`, `random_start`, `attack_bn`."""
+        return Perturbed(self.attack(batch.images, batch.targets, "pgd", **self.pgd_settings()))
+
+    def loss(self, batch: Batch, perturbed: Perturbed) -> StepOutput:
+        """The loss of the update; must not write anything, since it may be called twice per step."""
+        raise NotImplementedError(f"{type(self).__name__} does not say its loss")
+
+    def commit(self, batch: Batch, perturbed: Perturbed, output: StepOutput) -> None:
+        """Called once per step after the optimizer's; the place for everything that is stored."""
+
+    def on_epoch_start(self, epoch: int) -> None:
+        """Called before the first batch of `epoch` (from 0)."""
+
+    def on_epoch_end(self, epoch: int) -> None:
+        """Called after the last batch of `epoch` (from 0)."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that resuming needs, as tensors and plain values."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` gave."""
+
+    def attack(self, images: Tensor, targets: Tensor, attack: Any = "pgd", **settings: Any) -> Tensor:
+        """Adversarial images through torchattacks, behind the guard: see `timm_robust.attacks.Attacker`."""
+        return self.run.attacker(images, targets, attack, **settings)
+
+    def pgd_settings(self) -> dict[str, Any]:
+        """Settings of PGD from the options of this method; steps of 2/255 at 8/255, in proportion elsewhere."""
+        options = self.options
+        return {
+            "steps": getattr(options, "steps", 10),
+            "alpha": getattr(options, "step_ratio", 0.25) * self.run.threat.eps,
+            "random_start": getattr(options, "random_start", True),
+            "bn": getattr(options, "attack_bn", "eval"),
+        }
+
+    def cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross-entropy with the recipe's label smoothing: mass s leaves the label for the other classes.
+
+        Args:
+            logits: [B, K].
+            targets: int64 [B], or float [B, K] soft labels (then nothing is smoothed).
+        """
+        smoothing = self.run.recipe.label_smoothing if targets.ndim == 1 else 0.0
+        # PyTorch spreads s' over all K classes; the field spreads s over the other K - 1
+        classes = logits.shape[1]
+        return F.cross_entropy(logits, targets, label_smoothing=min(1.0, smoothing * classes / (classes - 1)))

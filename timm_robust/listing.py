@@ -1,0 +1,129 @@
+"""What `methods`, `plugins`, `recipes` and `models` print. Only a search through timm's names loads timm."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from timm_robust.errors import UserError, unknown
+from timm_robust.plugin import get_manager
+from timm_robust.plugin.options import OptionInfo, describe
+from timm_robust.recipe import PRESETS, Recipe
+
+
+def methods(name: str | None, as_json: bool) -> None:
+    """All methods, or one with its options."""
+    manager = get_manager()
+    if name is None:
+        rows = manager.method_rows()
+        _show(rows, ("name", "summary", "reference", "distribution"), as_json, "training methods")
+        if not as_json:
+            print("\nmore about one: timm-robust methods NAME      train with it: timm-robust train --method NAME")
+        return
+    provided = manager.defense(name)
+    options = describe(manager.load_config(name))
+    if as_json:
+        recommends = dict(provided.spec.recommends)
+        _print_json(provided.row() | {"options": [asdict(option) for option in options], "recommends": recommends})
+        return
+    print(f"{name}: {provided.spec.summary}\n{provided.spec.reference}\nfrom {provided.origin}\n")
+    _show_options(options, "options, as -o NAME=VALUE or method_args={NAME: VALUE}")
+    if provided.spec.recommends:
+        told = ", ".join(f"{key}={value}" for key, value in provided.spec.recommends.items())
+        print(f"recommends {told}; your own settings win")
+
+
+def plugins(as_json: bool) -> None:
+    """Every plugin met, with its state."""
+    rows = get_manager().report()
+    _show(rows, ("name", "kind", "distribution", "version", "status", "offers", "error"), as_json, "plugins")
+
+
+def recipes(name: str | None, as_json: bool) -> None:
+    """All presets, or one line by line."""
+    if name is None:
+        rows = [
+            {"name": preset.name, "summary": preset.summary, "source": preset.source} for preset in PRESETS.values()
+        ]
+        _show(rows, ("name", "summary", "source"), as_json, "recipes")
+        return
+    if name not in PRESETS:
+        raise unknown("recipe", name, PRESETS)
+    preset = PRESETS[name]
+    explained = describe(Recipe)
+    values = {field.name: preset.values.get(field.name, field.default) for field in fields(Recipe)}
+    if as_json:
+        _print_json({"name": name, "summary": preset.summary, "source": preset.source, "values": values})
+        return
+    print(f"{name}: {preset.summary}\nsource: {preset.source}\n")
+    rows = [
+        {
+            "setting": info.name,
+            "value": values[info.name],
+            "meaning": info.help,
+            "from": "this recipe" if info.name in preset.values else "defaults",
+        }
+        for info in explained
+    ]
+    _show(rows, ("setting", "value", "from", "meaning"), False, "settings, each changeable with --set NAME=VALUE")
+
+
+def models(pattern: str | None, as_json: bool) -> None:
+    """Networks that plugins add, or with a pattern every name that timm knows."""
+    manager = get_manager()
+    if pattern is None:
+        rows = [
+            {"name": model, "summary": provided.spec.summary, "distribution": provided.distribution}
+            for provided in manager.model_specs().values()
+            for model in provided.spec.models
+        ]
+        _show(rows, ("name", "summary", "distribution"), as_json, "networks that plugins add to timm")
+        if not as_json:
+            print("\nevery timm model works too; search their names: timm-robust models 'resnet*'")
+        return
+    manager.register_models()
+    import timm
+
+    names = timm.list_models(pattern if any(c in pattern for c in "*?[") else f"*{pattern}*")
+    if not names:
+        raise UserError(f"no timm model matches {pattern!r}: try a wildcard such as 'resnet*'")
+    if as_json:
+        _print_json([{"name": name} for name in names])
+    else:
+        print("\n".join(names))
+
+
+def _show_options(options: Sequence[OptionInfo], title: str) -> None:
+    rows = [asdict(option) for option in options]
+    if rows:
+        _show(rows, ("name", "type", "default", "unit", "range", "help", "source"), False, title)
+    else:
+        print("no options")
+
+
+def _show(rows: Sequence[dict[str, Any]], columns: Sequence[str], as_json: bool, title: str) -> None:
+    if as_json:
+        _print_json(list(rows))
+        return
+    shown = [column for column in columns if any(_text(row.get(column)) for row in rows)]
+    table = Table(title=title, title_justify="left", show_lines=False)
+    for column in shown:
+        table.add_column(column, no_wrap=column in ("name", "setting"))
+    for row in rows:
+        table.add_row(*(_text(row.get(column)) for column in shown))
+    Console(highlight=False).print(table, markup=False)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value))
+    return "" if value is None else str(value)
+
+
+def _print_json(content: Any) -> None:
+    print(json.dumps(content, indent=2, default=str))

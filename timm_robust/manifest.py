@@ -1,0 +1,135 @@
+"""The run's folder: who may write into it, and the manifest that says how to repeat the run. Torch-free."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from timm_robust.errors import UserError
+
+MANIFEST = "manifest.json"
+
+MAY_CHANGE = {
+    "device",
+    "compile",
+    "track",
+    "data_dir",
+    "download",
+    "test_attacks",
+    "test_examples",
+    "autoattack_seconds",
+}
+"""Arguments that may differ when a run is resumed: they do not change what is trained."""
+
+
+def config_hash(resolved: Mapping[str, Any]) -> str:
+    """Twelve hexadecimal digits that are equal for equal settings."""
+    return hashlib.sha256(json.dumps(resolved, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A folder that one run owns.
+
+    Attributes:
+        path: the folder.
+        asked: the arguments of `train`, as plain values, kept to refuse a resume with others.
+    """
+
+    path: Path
+    asked: dict[str, Any]
+
+    @classmethod
+    def open(cls, output: str | Path, resume: bool, asked: Mapping[str, Any]) -> RunFolder:
+        """Makes the folder, or checks that the run in it is the one to resume.
+
+        Raises:
+            UserError: it holds another run, nothing to resume, other arguments than the run's, or it cannot be written.
+        """
+        path, plain = Path(output), {name: _plain(value) for name, value in asked.items()}
+        there = path / MANIFEST
+        if resume:
+            _require_same(path, plain)
+        elif there.exists() and not _is_other_process():
+            raise UserError(
+                f"{path} holds another run: continue it with --resume, or choose another folder such as {_free(path)}"
+            )
+        elif path.is_dir() and any(path.iterdir()) and not _is_other_process():
+            raise UserError(f"{path} is not empty and holds no run: choose another folder such as {_free(path)}")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot make the folder {path}: {error.strerror or error}") from error
+        if not os.access(path, os.W_OK):
+            raise UserError(f"cannot write into {path}: choose another folder")
+        return cls(path, plain)
+
+    def write_manifest(self, resolved: Mapping[str, Any]) -> None:
+        """Writes everything that repeating the run needs.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        content = {"command": sys.argv, "asked": self.asked, **resolved}
+        temporary = self.path / f".{MANIFEST}"
+        try:
+            temporary.write_text(json.dumps(content, indent=2, default=str) + "\n")
+            os.replace(temporary, self.path / MANIFEST)
+        except OSError as error:
+            raise UserError(f"cannot write into {self.path}: {error.strerror or error}") from error
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON gives it back; objects of the user's by their type."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)) and all(isinstance(item, (bool, int, float, str)) for item in value):
+        return list(value)
+    return f"<{type(value).__name__}>" if not hasattr(value, "numerator") else str(value)
+
+
+def read_asked(folder: Path) -> dict[str, Any]:
+    """The arguments that the run in `folder` was started with.
+
+    Raises:
+        UserError: there is no run, or its manifest is damaged.
+    """
+    manifest = folder / MANIFEST
+    try:
+        return dict(json.loads(manifest.read_text())["asked"])
+    except FileNotFoundError:
+        raise UserError(f"nothing to resume in {folder}: {MANIFEST} is not there") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{manifest} cannot be read: {error}") from error
+
+
+def _require_same(folder: Path, asked: Mapping[str, Any]) -> None:
+    before = read_asked(folder)
+    for name, value in asked.items():
+        if name not in MAY_CHANGE and before.get(name) != value:
+            raise UserError(
+                f"the run in {folder} was started with {name}={before.get(name)!r}, not {value!r}: "
+                "resume it as it was, or start a new run in another folder"
+            )
+
+
+def _is_other_process() -> bool:
+    """Under a launcher only the first process decides about the folder; the others find it made."""
+    return os.environ.get("RANK", "0") != "0"
+
+
+def _free(path: Path) -> Path:
+    number = 2
+    while (candidate := path.with_name(f"{path.name}-{number}")).exists():
+        number += 1
+    return candidate

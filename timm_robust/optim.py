@@ -1,0 +1,128 @@
+"""Optimizers and learning-rate schedules from timm and torch, as the recipe says."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import timm.optim
+import timm.scheduler
+import torch
+from torch import nn
+
+from timm_robust.activations import activation_parameters
+from timm_robust.errors import UserError, unknown
+from timm_robust.recipe import Recipe
+
+
+def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """Any timm optimizer; parameters of activations are never decayed, biases and norms as the recipe says.
+
+    Raises:
+        UserError: unknown optimizer.
+    """
+    names = timm.optim.list_optimizers()
+    if recipe.optimizer not in names:
+        raise unknown("optimizer", recipe.optimizer, names, hint="names are timm's")
+    never = activation_parameters(model)
+    decayed: list[nn.Parameter] = []
+    kept: list[nn.Parameter] = []
+    for parameter in model.parameters():
+        plain = id(parameter) not in never and (recipe.decay_norm_bias or parameter.ndim > 1)
+        if parameter.requires_grad:
+            (decayed if plain else kept).append(parameter)
+    groups = [{"params": decayed}, {"params": kept, "weight_decay": 0.0}] if kept else [{"params": decayed}]
+    return timm.optim.create_optimizer_v2(
+        groups, opt=recipe.optimizer, lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=recipe.momentum
+    )
+
+
+class Schedule:
+    """The learning rate after each optimizer step; one interface over torch's and timm's schedulers.
+
+    Args:
+        optimizer: whose rates are set.
+        recipe: names the schedule.
+        steps_per_epoch: optimizer steps (not batches) of one epoch.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, recipe: Recipe, steps_per_epoch: int) -> None:
+        self.steps = 0
+        total = recipe.epochs * steps_per_epoch
+        self._torch: Any = None
+        self._timm: Any = None
+        if recipe.schedule == "onecycle":
+            self._torch = torch.optim.lr_scheduler.OneCycleLR(
+                optimizer,
+                recipe.lr,
+                total_steps=max(total, 2),
+                pct_start=recipe.peak,
+                cycle_momentum=recipe.cycle_momentum,
+            )
+        elif recipe.schedule == "cyclic":
+            up = max(1, round(recipe.peak * total))
+            self._torch = torch.optim.lr_scheduler.CyclicLR(
+                optimizer, 0.0, recipe.lr, step_size_up=up, step_size_down=max(1, total - up), cycle_momentum=False
+            )
+        elif recipe.schedule == "constant":
+            self._torch = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
+        else:
+            self._timm = self._from_timm(optimizer, recipe, steps_per_epoch)
+            self._timm.step_update(0)
+
+    @staticmethod
+    def _from_timm(optimizer: torch.optim.Optimizer, recipe: Recipe, steps_per_epoch: int) -> Any:
+        marks = [recipe.epochs * mark for mark in milestones(recipe)]
+        warmup = min(recipe.warmup_epochs, recipe.epochs - 1)
+        prefix = recipe.schedule == "cosine"  # the cosine starts after the warm-up, falls keep their epochs
+        scheduler, _ = timm.scheduler.create_scheduler_v2(
+            optimizer,
+            sched=recipe.schedule,
+            num_epochs=recipe.epochs - warmup if prefix else recipe.epochs,
+            decay_epochs=marks[0],
+            decay_milestones=marks,
+            decay_rate=recipe.lr_decay,
+            warmup_epochs=warmup,
+            warmup_lr=0.0,
+            warmup_prefix=prefix,
+            step_on_epochs=False,
+            updates_per_epoch=steps_per_epoch,
+        )
+        return scheduler
+
+    def step(self) -> None:
+        """Call after each optimizer step."""
+        self.steps += 1
+        if self._torch is None:
+            self._timm.step_update(self.steps)
+        elif self.steps < getattr(self._torch, "total_steps", math.inf):
+            self._torch.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        state = {} if self._torch is None else self._torch.state_dict()
+        plain = {name: value for name, value in state.items() if value is None or isinstance(value, (int, float, list))}
+        return {"steps": self.steps, "torch": plain}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.steps = state["steps"]
+        if self._torch is None:
+            self._timm.step_update(self.steps)
+        else:
+            self._torch.load_state_dict(state["torch"])
+
+
+def milestones(recipe: Recipe) -> list[float]:
+    """The shares of the run at which a multistep schedule falls.
+
+    Raises:
+        UserError: not increasing shares between 0 and 1.
+    """
+    try:
+        marks = [float(text) for text in recipe.milestones.split(",")]
+    except ValueError:
+        marks = []
+    if not marks or marks != sorted(set(marks)) or marks[0] <= 0 or marks[-1] >= 1:
+        raise UserError(
+            f"recipe setting 'milestones' is {recipe.milestones!r}: expected increasing shares such as 0.5,0.75"
+        )
+    return marks

@@ -1,0 +1,20 @@
+"""What a plugin author imports; see `hookspecs.py` for the hooks and `spec.py` for the records that they yield."""
+
+from __future__ import annotations
+
+from timm_robust.plugin.hookspecs import hookimpl
+from timm_robust.plugin.manager import get_manager
+from timm_robust.plugin.options import Options, bn_option, option
+from timm_robust.plugin.spec import API_VERSION, DefenseSpec, ModelsSpec, Reference
+
+__all__ = [
+    "API_VERSION",
+    "DefenseSpec",
+    "ModelsSpec",
+    "Options",
+    "Reference",
+    "bn_option",
+    "get_manager",
+    "hookimpl",
+    "option",
+]

@@ -1,0 +1,54 @@
+"""What can go wrong with plugins."""
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import dataclass
+
+from timm_robust.errors import UserError
+
+
+class PluginError(Exception):
+    """A plugin breaks the rules; the sentence is meant for its author."""
+
+
+class PluginConflict(PluginError, UserError):
+    """Two plugins claim one name: the user has to block one of them."""
+
+
+@dataclass(frozen=True)
+class PluginFailure:
+    """A plugin that could not be used, and why.
+
+    Attributes:
+        plugin: name of the entry point.
+        distribution, version: the installed package that it came from; empty for a plugin registered by hand.
+        stage: "import", "register", "collect" (asking it for its records), "load" (importing what a record points to)
+            or "observe" (a call during a run).
+        error: one line.
+        trace: the whole traceback as text.
+    """
+
+    plugin: str
+    distribution: str
+    version: str
+    stage: str
+    error: str
+    trace: str
+
+    @classmethod
+    def of(cls, plugin: str, distribution: str, version: str, stage: str, error: BaseException) -> PluginFailure:
+        """The record of an exception."""
+        text = " ".join(str(error).split())
+        if not isinstance(error, PluginError):  # those are sentences already
+            text = f"{type(error).__name__}: {text}".rstrip(": ")
+        trace = "".join(traceback.format_exception(error))
+        return cls(plugin, distribution, version, stage, text, trace)
+
+    def __str__(self) -> str:
+        return f"{provider(self.plugin, self.distribution, self.version)} failed at {self.stage}: {self.error}"
+
+
+def provider(plugin: str, distribution: str, version: str) -> str:
+    """How messages name the origin of a plugin: `timm-robust-foo 0.2`, or `plugin 'foo'` when it is not installed."""
+    return f"{distribution} {version}".strip() if distribution else f"plugin {plugin!r}"

@@ -1,0 +1,100 @@
+"""All hooks: what a plugin may implement.
+
+pluggy finds and checks the implementations; what they yield is then used by ordinary calls, so no hook runs per batch.
+An implementation has no default arguments and no wrappers; hooks with arguments may be implemented with fewer of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+from timm_robust.plugin.spec import DefenseSpec, ModelsSpec
+
+if TYPE_CHECKING:
+    from timm_robust.defense import Run
+
+PROJECT = "timm_robust"
+"""Name of the pluggy project, of the markers, and of the entry-point group."""
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+class Hooks:
+    """The hooks; implementations run in the order of their plugins' names."""
+
+    @hookspec
+    def timm_robust_defenses(self) -> Iterable[DefenseSpec]:  # type: ignore[empty-body]
+        """Yields training methods; called when somebody lists or asks for methods, at most once per process.
+
+        Example:
+            from timm_robust.plugin import DefenseSpec, Reference, hookimpl
+
+            @hookimpl
+            def timm_robust_defenses():
+                yield DefenseSpec(
+                    name="foo",
+                    summary="adversarial training with foo",
+                    reference=Reference(title="Foo for robustness", arxiv="2401.00001"),
+                    api_version=1,
+                    target="timm_robust_foo.foo:Foo",
+                    config="timm_robust_foo.options:FooOptions",
+                )
+        """
+
+    @hookspec
+    def timm_robust_models(self) -> Iterable[ModelsSpec]:  # type: ignore[empty-body]
+        """Yields families of networks that timm lacks; called with `timm_robust_defenses`, at most once per process.
+
+        Example:
+            from timm_robust.plugin import ModelsSpec, hookimpl
+
+            @hookimpl
+            def timm_robust_models():
+                yield ModelsSpec(
+                    name="foo-nets",
+                    summary="networks with foo blocks",
+                    api_version=1,
+                    module="timm_robust_foo.networks",  # holds functions under timm's @register_model
+                    models=("foo18", "foo50"),
+                )
+        """
+
+    @hookspec
+    def timm_robust_run_start(self, run: Run) -> None:
+        """Watches a run begin; called after the model is built and before the first epoch.
+
+        Example:
+            from timm_robust.plugin import hookimpl
+
+            @hookimpl
+            def timm_robust_run_start(run):
+                (run.output / "seed.txt").write_text(f"{run.seed}\\n")
+        """
+
+    @hookspec
+    def timm_robust_epoch_end(self, run: Run, epoch: int, metrics: Mapping[str, Any]) -> None:
+        """Watches an epoch end; called after the epoch's check, with what `metrics.jsonl` gets (`epoch` counts from 0).
+
+        Example:
+            from timm_robust.plugin import hookimpl
+
+            @hookimpl
+            def timm_robust_epoch_end(epoch, metrics):
+                print(epoch, dict(metrics))
+        """
+
+    @hookspec
+    def timm_robust_run_end(self, run: Run, result: Any) -> None:
+        """Watches a run end; called once after training, not after an error, with one dict of metrics per epoch.
+
+        Example:
+            from timm_robust.plugin import hookimpl
+
+            @hookimpl
+            def timm_robust_run_end(run, result):
+                (run.output / "epochs.txt").write_text(f"{len(result)}\\n")
+        """
