@@ -1,0 +1,164 @@
+"""What one adversarial training step costs beside its floor, side by side in one run.
+
+    python examples/benchmarks/step_cost.py [--k 1 10] [--model resnet18] [--small] [--device cuda] [--precision bf16] [--json FILE]
+
+The floor of a k-step method: k x (forward + backward to the input) + (forward + full backward) + optimizer step, with
+weight gradients off while attacking and channels_last. Beside it: the engine's step (fgsm-rs for k = 1, pgd for others), a
+plain torchattacks loop as people write it, and a loop that calls `.backward()` inside the attack. The four take turns, so
+that a noisy machine disturbs all alike; the ratio is of medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import torchattacks
+
+from timm_robust.data import load_data
+from timm_robust.engine import Engine, Job
+from timm_robust.models import build_model
+from timm_robust.plugin import get_manager
+from timm_robust.plugin.options import parse_options
+from timm_robust.progress import Display
+from timm_robust.recipe import make_recipe
+from timm_robust.threat import make_threat
+from timm_robust.versions import hardware, versions
+
+SMALL = {"layers": [1, 1, 1, 1], "channels": [16, 32, 64, 128]}
+
+
+def steps(arguments: argparse.Namespace, k: int) -> dict[str, Callable[[], None]]:
+    """The four ways of one step, by name; all train the same network on the same batch."""
+    size, n = arguments.image_size, arguments.batch_size
+    pixels, labels = torch.rand(4 * n, 3, size, size), torch.arange(4 * n) % 10
+    bundle = load_data(((pixels, labels), (pixels[:20], labels[:20])), device=arguments.device)
+    method = "fgsm-rs" if k == 1 else "pgd"
+    given = {"attack_bn": "eval"} | ({} if k == 1 else {"steps": k})
+    options = parse_options(get_manager().load_config(method), given, owner=method)
+    kwargs = SMALL if arguments.small else {}
+    network = build_model(
+        arguments.model, num_classes=10, image_size=size, model_kwargs=kwargs, data_mean=[0.5] * 3, data_std=[0.25] * 3
+    )
+    recipe = make_recipe("default", {}, {"batch_size": n})
+    job = Job(
+        model=network,
+        defense=get_manager().load_target(method)(options),
+        data=bundle,
+        recipe=recipe,
+        threat=make_threat(image_size=size),
+        output=Path(tempfile.gettempdir()),
+        card={},
+        precision=arguments.precision,
+        device=arguments.device,
+        display=Display(quiet=True),
+    )
+    engine = Engine(job)
+    engine.defense.setup(engine.run)
+    batch = next(engine.loader.epoch(0))
+    model, eps = engine.bare.train(), job.threat.eps
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9, weight_decay=5e-4)
+    # accelerate has patched the model's forward with autocast where precision asks for it, so all four ways share it
+    autocast = engine.accelerator.autocast if arguments.precision != "fp32" else contextlib.nullcontext
+
+    def update(images: torch.Tensor) -> None:
+        with autocast():
+            loss = F.cross_entropy(model(images), batch.targets)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    def floor() -> None:
+        for p in model.parameters():
+            p.requires_grad_(False)
+        model.eval()
+        images = batch.images.clone()
+        for _ in range(k):
+            images = images.detach().requires_grad_(True)
+            with autocast():
+                loss = F.cross_entropy(model(images), batch.targets)
+            torch.autograd.grad(loss, images)
+        model.train()
+        for p in model.parameters():
+            p.requires_grad_(True)
+        update(images.detach())
+
+    def ours() -> None:
+        perturbed = engine.defense.perturb(batch)
+        with engine.accelerator.autocast():
+            output = engine.defense.loss(batch, perturbed)
+        engine.accelerator.backward(output["loss"])
+        engine._update(0.0)
+        engine.defense.commit(batch, perturbed, output)
+
+    plain_images = batch.images.contiguous()
+    attack = torchattacks.FFGSM(model, eps, 1.25 * eps) if k == 1 else torchattacks.PGD(model, eps, eps / 4, k)
+
+    def torchattacks_loop() -> None:
+        update(attack(plain_images, batch.targets))
+
+    def backward_in_attack() -> None:
+        delta = torch.zeros_like(plain_images).uniform_(-eps, eps)
+        for _ in range(k):
+            delta.requires_grad_(True)
+            with autocast():
+                loss = F.cross_entropy(model((plain_images + delta).clamp(0, 1)), batch.targets)
+            loss.backward()
+            delta = (delta.detach() + eps / 4 * delta.grad.sign()).clamp(-eps, eps)
+        optimizer.zero_grad(set_to_none=True)
+        update((plain_images + delta).clamp(0, 1))
+
+    return {"floor": floor, "timm-robust": ours, "torchattacks loop": torchattacks_loop, ".backward() in the attack": backward_in_attack}
+
+
+def measure(ways: dict[str, Callable[[], None]], repeats: int, device: str) -> dict[str, float]:
+    """Median seconds of each way, taking turns."""
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(repeats + 2):
+        for name, way in ways.items():
+            if device == "cuda":
+                torch.cuda.synchronize()
+            started = time.perf_counter()
+            way()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            if number >= 2:  # two rounds of warm-up
+                times[name].append(time.perf_counter() - started)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--k", type=int, nargs="+", default=[1, 10])
+    parser.add_argument("--model", default="resnet18")
+    parser.add_argument("--small", action="store_true", help="layers [1,1,1,1], channels [16,32,64,128]")
+    parser.add_argument("--image-size", type=int, default=32)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    record: dict[str, Any] = {"hardware": hardware(), "versions": versions(), "arguments": {**vars(arguments), "json": None}, "k": {}}
+    network = f"{arguments.model}{' (small)' if arguments.small else ''}, batch {arguments.batch_size}, {arguments.precision}"
+    print(f"{network}, {record['hardware']}")
+    for k in arguments.k:
+        medians = measure(steps(arguments, k), arguments.repeats, arguments.device)
+        record["k"][k] = medians
+        for name, seconds in medians.items():
+            print(f"k = {k:<3} {name:<28} {1000 * seconds:9.1f} ms   {seconds / medians['floor']:.2f} x floor")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(record, indent=1, default=str) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""Fills the generated parts of README.md and of the method cards, from committed records and options.
+
+    python examples/results/tables.py [--check]
+
+A generated part stands between `<!-- options NAME -->`, `<!-- evidence NAME -->` or `<!-- methods -->` and `<!-- end -->`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from timm_robust.plugin import get_manager
+from timm_robust.plugin.options import describe
+
+ROOT = Path(__file__).resolve().parents[2]
+PART = re.compile(r"<!-- (options|evidence|methods)(?: ([a-z0-9-]+))? -->\n.*?<!-- end -->", re.DOTALL)
+
+
+def records() -> list[dict[str, Any]]:
+    """Committed records, by name."""
+    return [json.loads(path.read_text()) for path in sorted((ROOT / "examples/results").glob("*.json"))]
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def options(method: str) -> str:
+    """The options of a method."""
+    found = describe(get_manager().load_config(method))
+    if not found:
+        return "None."
+    rows = [
+        [f"`{o.name}`", f"`{o.default}`", o.unit or "-", o.range or o.type, o.help, o.source or "-"] for o in found
+    ]
+    return table(["option", "default", "unit", "range", "meaning", "source"], rows)
+
+
+def percent(value: float | None) -> str:
+    return "not measured" if value is None else f"{100 * value:.1f} %"
+
+
+def attack(record: dict[str, Any], name: str) -> str:
+    entry = record["attacks"].get(name)
+    return "not measured" if entry is None else f"{percent(entry['robust_accuracy'])} (n = {entry['n_examples']})"
+
+
+def evidence(method: str) -> str:
+    """Our own numbers of a method, with the command of each."""
+    found = [record for record in records() if record.get("method") == method]
+    if not found:
+        return "Not measured."
+    rows = [
+        [
+            f"{r['model']}{'' if not r['model_kwargs'] else ' (small)'}{', ' + r['activation'] if r['activation'] else ''}",
+            f"{r['data']}, {r['threat']['norm']} {r['threat']['eps_text']}",
+            str(r["epochs"]),
+            f"{percent(r['clean_accuracy'])} (n = {r['n_examples']})",
+            attack(r, "pgd-10-1"),
+            attack(r, "autoattack"),
+            f"{r['seconds_per_epoch']:.0f}",
+            f"`{r['name']}`",
+        ]
+        for r in found
+    ]
+    header = ["network", "data, threat", "epochs", "clean", "PGD-10", "AutoAttack", "s / epoch", "record"]
+    commands = "\n".join(f"    {r['command']}" for r in found)
+    machine = "; ".join(sorted({f"{r['hardware']}, seed {r['seed']}, {r['date']}" for r in found}))
+    return f"{table(header, rows)}\n\nMeasured on the test split, best checkpoint; {machine}. Commands:\n\n{commands}"
+
+
+def methods() -> str:
+    """All methods, with the numbers of the small CIFAR-10 setting where measured."""
+    small = {r["method"]: r for r in records() if r["name"].startswith("cifar10-small-")}
+    rows = []
+    for name, provided in sorted(get_manager().defenses().items()):
+        if provided.distribution != "timm-robust":
+            continue
+        r = small.get(name)
+        folder = provided.spec.target.split(".")[1]
+        numbers = [percent(None)] * 3 if r is None else [percent(r["clean_accuracy"]), attack(r, "pgd-10-1"), attack(r, "autoattack")]
+        rows.append([f"[`{name}`](plugins/{folder}/README.md)", provided.spec.summary, *numbers])
+    return table(["method", "what it does", "clean", "PGD-10", "AutoAttack"], rows)
+
+
+def filled(text: str) -> str:
+    """The text with its generated parts made anew."""
+
+    def part(match: re.Match[str]) -> str:
+        kind, name = match[1], match[2]
+        body = methods() if kind == "methods" else options(name) if kind == "options" else evidence(name)
+        return f"<!-- {kind}{' ' + name if name else ''} -->\n{body}\n<!-- end -->"
+
+    return PART.sub(part, text)
+
+
+def pages() -> list[Path]:
+    return [ROOT / "README.md", *sorted((ROOT / "plugins").glob("*/README.md"))]
+
+
+def main() -> None:
+    stale = []
+    for page in pages():
+        before = page.read_text()
+        after = filled(before)
+        if after != before:
+            stale.append(page.relative_to(ROOT))
+            if "--check" not in sys.argv:
+                page.write_text(after)
+    print("\n".join(map(str, stale)) or "all generated parts are current")
+    if "--check" in sys.argv and stale:
+        raise SystemExit("generated parts are stale: run python examples/results/tables.py")
+
+
+if __name__ == "__main__":
+    main()
