@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from timm_robust.data import DataBundle
-    from timm_robust.evaluate import Evaluation
+    from timm_robust.evaluation import Evaluation
     from timm_robust.models import PixelModel
 
 TEST_ATTACKS = ("clean", "pgd-10-1", "autoattack")
@@ -162,7 +162,7 @@ def train(
 
     from timm_robust.data import load_data
     from timm_robust.engine import PRECISIONS, Engine, Job
-    from timm_robust.evaluate import parse_measure
+    from timm_robust.evaluation import parse_measure
     from timm_robust.models import build_model, count_parameters
 
     if precision not in PRECISIONS:
@@ -185,7 +185,8 @@ def train(
     threat = make_threat(norm, eps, image_size=bundle.image_size)
     preset = recipe or default_preset(bundle.name, bundle.image_size)
     recommended = dict(provided.spec.recommends)
-    swap = activation or recommended.pop("activation", None)
+    swap = recommended.pop("activation", None)
+    swap = swap if activation is None else activation
     chosen = {**(recipe_args or {})} | {
         name: value for name, value in (("epochs", epochs), ("batch_size", batch_size), ("lr", lr)) if value is not None
     }
@@ -268,8 +269,8 @@ def _final(
     """The best checkpoint on the test split, which nothing has seen before."""
     from timm_robust.checkpoint import load, write_json
     from timm_robust.data import as_tensors
-    from timm_robust.evaluate import evaluate_model
-    from timm_robust.evaluate.budget import affordable
+    from timm_robust.evaluation import evaluate_model
+    from timm_robust.evaluation.budget import affordable
 
     engine.display.say("measuring the best checkpoint on the test split")
     own = None if engine.bare.record.architecture else engine.bare.model
@@ -331,7 +332,7 @@ def evaluate(
     """
     from timm_robust.checkpoint import find_checkpoint, load, read_card, write_json
     from timm_robust.data import as_tensors, load_data
-    from timm_robust.evaluate import evaluate_model, parse_measure
+    from timm_robust.evaluation import evaluate_model, parse_measure
 
     for name in attacks:
         parse_measure(name)

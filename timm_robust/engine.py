@@ -27,7 +27,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import set_seed
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import LoggerType, set_seed
 from timm.utils import ModelEmaV3, distribute_bn
 from torch import Tensor
 
@@ -35,8 +36,8 @@ from timm_robust.attacks import Attacker
 from timm_robust.checkpoint import load_state, save_model, save_state, write_text
 from timm_robust.data import DataBundle, make_eval_loader, make_train_loader
 from timm_robust.defense import Defense, Run
-from timm_robust.errors import UserError
-from timm_robust.evaluate.accuracy import accuracy, parse_measure, verdicts
+from timm_robust.errors import UserError, unknown
+from timm_robust.evaluation.accuracy import accuracy, parse_measure, verdicts
 from timm_robust.models import PixelModel
 from timm_robust.optim import Schedule, build_optimizer
 from timm_robust.plugin.manager import Observers
@@ -80,11 +81,17 @@ def make_accelerator(precision: str, device: str | None, trackers: list[str], ou
     """A fresh Accelerator, whatever an earlier run in this process has set.
 
     Raises:
-        UserError: a precision that the device lacks.
+        UserError: a precision that the device lacks, or a tracker that is unknown or not installed.
     """
     on_cpu = device == "cpu" or not torch.cuda.is_available()
     if precision == "fp16" and on_cpu:
         raise UserError("precision 'fp16' needs a GPU: use bf16 or fp32 on a CPU")
+    for name in trackers:
+        known = [str(kind) for kind in LoggerType.list() if kind != "all"]
+        if name not in known:
+            raise unknown("tracker", name, known)
+        if name not in map(str, get_available_trackers()):
+            raise UserError(f"tracker {name!r} is not installed: pip install {name}")
     # accelerate keeps precision and device for the whole process and refuses to change them; a new run starts afresh
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     GradientState._reset_state()

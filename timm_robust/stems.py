@@ -66,9 +66,11 @@ def on_meta(create: Create, **kwargs: Any) -> nn.Module:
 def target_stride(image_size: int) -> int:
     """Total stride for small images: the largest power of two that leaves a last map of 4x4, counting a rest as one.
 
-    64 -> 16, 32 -> 8, 28 -> 8 (3.5 is 4 after padding), 16 -> 4, 8 -> 2.
+    64 -> 16, 32 -> 8, 28 -> 8 (3.5 is 4 after padding). Not below 8, which is what the CIFAR networks of the papers have:
+    smaller images end on a smaller map (16 -> 2x2, 8 -> 1x1), because whole networks at full resolution cost too much.
     """
-    return max(2**k for k in range(8) if k == 0 or math.ceil(image_size / 2**k) >= 4)
+    fitting = max(2**k for k in range(8) if k == 0 or math.ceil(image_size / 2**k) >= 4)
+    return max(fitting, min(8, 2 ** int(math.log2(image_size))))
 
 
 def patch_for_tokens(image_size: int) -> int:
@@ -113,7 +115,7 @@ def make_plan(
             f"surgery): take --image-size {next(larger, shadow.default_size)}, or another model"
         )
     stride, plan = best
-    if image_size / stride < 1.5 or stride > goal * 2.1:
+    if stride > goal * 2.1 or (stride > goal and image_size / stride < 1.5):
         side = max(round(image_size / stride), 1)
         warnings.warn(
             f"model {name!r} still divides the resolution by {stride:.0f}, which leaves {side}x{side} positions of a "

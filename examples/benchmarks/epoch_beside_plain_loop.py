@@ -37,7 +37,9 @@ def network() -> PixelModel:
     )
 
 
-def plain_epoch(model: torch.nn.Module, pixels: torch.Tensor, labels: torch.Tensor, optimizer: torch.optim.Optimizer) -> float:
+def plain_epoch(
+    model: torch.nn.Module, pixels: torch.Tensor, labels: torch.Tensor, optimizer: torch.optim.Optimizer
+) -> float:
     """Seconds of one epoch by hand; `pixels` are uint8 [N, 40, 40, 3], padded."""
     started = time.perf_counter()
     model.train()
@@ -45,7 +47,11 @@ def plain_epoch(model: torch.nn.Module, pixels: torch.Tensor, labels: torch.Tens
     for rows in torch.randperm(len(labels)).split(128):
         if len(rows) < 2:
             continue
-        top, left, flip = torch.randint(9, (len(rows), 1)), torch.randint(9, (len(rows), 1)), torch.rand(len(rows), 1) < 0.5
+        top, left, flip = (
+            torch.randint(9, (len(rows), 1)),
+            torch.randint(9, (len(rows), 1)),
+            torch.rand(len(rows), 1) < 0.5,
+        )
         y, x = top + offsets, left + torch.where(flip, offsets.flip(0), offsets)
         images = pixels[rows[:, None, None], y[:, :, None], x[:, None, :]].permute(0, 3, 1, 2).float().div_(255)
         targets = labels[rows]
@@ -67,7 +73,9 @@ def main() -> None:
     arguments = parser.parse_args()
     bundle = load_data(arguments.data)
     assert bundle.train.pixels is not None
-    train = Split(bundle.train.images, bundle.train.labels[: arguments.images], 32, bundle.train.pixels[: arguments.images])
+    train = Split(
+        bundle.train.images, bundle.train.labels[: arguments.images], 32, bundle.train.pixels[: arguments.images]
+    )
     job = Job(
         model=network(),
         defense=get_manager().load_target("fgsm-rs")(get_manager().load_config("fgsm-rs")()),

@@ -117,7 +117,12 @@ def steps(arguments: argparse.Namespace, k: int) -> dict[str, Callable[[], None]
         optimizer.zero_grad(set_to_none=True)
         update((plain_images + delta).clamp(0, 1))
 
-    return {"floor": floor, "timm-robust": ours, "torchattacks loop": torchattacks_loop, ".backward() in the attack": backward_in_attack}
+    return {
+        "floor": floor,
+        "timm-robust": ours,
+        "torchattacks loop": torchattacks_loop,
+        ".backward() in the attack": backward_in_attack,
+    }
 
 
 def measure(ways: dict[str, Callable[[], None]], repeats: int, device: str) -> dict[str, float]:
@@ -148,8 +153,15 @@ def main() -> None:
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    record: dict[str, Any] = {"hardware": hardware(), "versions": versions(), "arguments": {**vars(arguments), "json": None}, "k": {}}
-    network = f"{arguments.model}{' (small)' if arguments.small else ''}, batch {arguments.batch_size}, {arguments.precision}"
+    record: dict[str, Any] = {
+        "hardware": hardware(),
+        "versions": versions(),
+        "arguments": {**vars(arguments), "json": None},
+        "k": {},
+    }
+    network = (
+        f"{arguments.model}{' (small)' if arguments.small else ''}, batch {arguments.batch_size}, {arguments.precision}"
+    )
     print(f"{network}, {record['hardware']}")
     for k in arguments.k:
         medians = measure(steps(arguments, k), arguments.repeats, arguments.device)

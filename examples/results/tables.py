@@ -36,9 +36,7 @@ def options(method: str) -> str:
     found = describe(get_manager().load_config(method))
     if not found:
         return "None."
-    rows = [
-        [f"`{o.name}`", f"`{o.default}`", o.unit or "-", o.range or o.type, o.help, o.source or "-"] for o in found
-    ]
+    rows = [[f"`{o.name}`", f"`{o.default}`", o.unit or "-", o.range or o.type, o.help, o.source or "-"] for o in found]
     return table(["option", "default", "unit", "range", "meaning", "source"], rows)
 
 
@@ -84,7 +82,11 @@ def methods() -> str:
             continue
         r = small.get(name)
         folder = provided.spec.target.split(".")[1]
-        numbers = [percent(None)] * 3 if r is None else [percent(r["clean_accuracy"]), attack(r, "pgd-10-1"), attack(r, "autoattack")]
+        numbers = (
+            [percent(None)] * 3
+            if r is None
+            else [percent(r["clean_accuracy"]), attack(r, "pgd-10-1"), attack(r, "autoattack")]
+        )
         rows.append([f"[`{name}`](plugins/{folder}/README.md)", provided.spec.summary, *numbers])
     return table(["method", "what it does", "clean", "PGD-10", "AutoAttack"], rows)
 

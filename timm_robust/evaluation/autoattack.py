@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from timm_robust.attacks import crafting
 from timm_robust.errors import UserError
-from timm_robust.evaluate.accuracy import require_eval
+from timm_robust.evaluation.accuracy import require_eval
 from timm_robust.threat import Threat
 
 FLAGS = {

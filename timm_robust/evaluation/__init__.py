@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from timm_robust.attacks import Attacker
 from timm_robust.data.batch import Batch
 from timm_robust.errors import UserError
-from timm_robust.evaluate.accuracy import Measure, accuracy, parse_measure, require_eval, verdicts
-from timm_robust.evaluate.autoattack import AutoAttackResult, run_autoattack
+from timm_robust.evaluation.accuracy import Measure, accuracy, parse_measure, require_eval, verdicts
+from timm_robust.evaluation.autoattack import AutoAttackResult, run_autoattack
 from timm_robust.threat import Threat
 from timm_robust.versions import hardware, versions
 

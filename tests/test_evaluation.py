@@ -1,0 +1,250 @@
+"""Accuracy under attack, and AutoAttack through the adapter."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import timm_robust
+from timm_robust.errors import UserError
+from timm_robust.evaluation import evaluate_model, parse_measure, run_autoattack
+from timm_robust.evaluation.autoattack import attacks_for
+from timm_robust.threat import Threat, make_threat
+
+THREAT = make_threat(image_size=8)
+
+
+def network(classes: int = 10) -> nn.Module:
+    """A small network with large gradients, so that attacks break some images and not others."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.SiLU(), nn.Flatten(), nn.Linear(8 * 64, classes))
+    with torch.no_grad():
+        model[-1].weight.mul_(8)
+    return model.eval()
+
+
+def labelled(model: nn.Module, n: int = 12):
+    """Images that the model mostly gets right."""
+    images = torch.rand(n, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    targets = model(images).argmax(1)
+    targets[0] = (targets[0] + 1) % 2
+    return images, targets
+
+
+def by_hand(model, images, targets, threat, *, batch_size, seed):
+    """AutoAttack as its readme says."""
+    from pyautoattack import AutoAttack
+
+    adversary = AutoAttack(model, norm=threat.norm, eps=threat.eps, version="standard", seed=seed, device="cpu")
+    return adversary.run_standard_evaluation(images, targets, batch_size=batch_size)[1] == targets
+
+
+@pytest.mark.parametrize("batch_size", [5, 12])
+@pytest.mark.parametrize("threat", [Threat("Linf", 2 / 255, "2/255"), Threat("L2", 0.1, "0.1")], ids=str)
+def test_verdicts_are_those_of_the_implementation_by_hand(threat, batch_size):
+    model = network()
+    images, targets = labelled(model)
+    expected = by_hand(model, images, targets, threat, batch_size=batch_size, seed=3)
+    result = run_autoattack(model, images, targets, threat, batch_size=batch_size, seed=3)
+    assert torch.equal(result.robust, expected)
+    assert 0 < result.robust.float().mean() < 1, "the case must tell something"
+    assert list(result.after) == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    assert list(result.after.values()) == sorted(result.after.values(), reverse=True)
+    assert result.after["square"] == pytest.approx(result.robust.float().mean().item())
+
+
+@pytest.mark.parametrize("classes", [2, 3, 4, 9])
+def test_few_classes(classes):
+    """The implementations crash below ten classes."""
+    model = network(classes)
+    images, targets = labelled(model, 6)
+    result = run_autoattack(model, images, targets, Threat("Linf", 4 / 255, "4/255"))
+    assert len(result.robust) == 6 and not result.robust[0]
+    attacks, targets_taken = attacks_for(classes)
+    assert ("apgd-t" in attacks) == (classes >= 4) and targets_taken == classes - 1
+    assert list(result.after) == attacks
+
+
+class FakeAuthorsPackage:
+    """The interface of the authors' package, around the released implementation."""
+
+    def __init__(self, model, norm="Linf", eps=0.3, seed=None, verbose=True, version="standard", device="cuda"):
+        from pyautoattack import AutoAttack
+
+        self.inner = AutoAttack(model, norm=norm, eps=eps, seed=seed, version=version, device=device)
+        self.apgd, self.apgd_targeted, self.fab = self.inner.apgd, self.inner.apgd_targeted, self.inner.fab
+        self.attacks_to_run, self.logger = self.inner.attacks_to_run, None
+
+    def run_standard_evaluation(self, x_orig, y_orig, bs=250, return_labels=False):
+        self.inner.logger, self.inner.attacks_to_run = self.logger, self.attacks_to_run
+        adversarial, labels = self.inner.run_standard_evaluation(x_orig, y_orig, batch_size=bs)
+        return (adversarial, labels) if return_labels else adversarial
+
+
+def test_the_authors_interface_gives_the_same(monkeypatch):
+    """Where the git package `autoattack` is installed its own code runs here; else its interface around the release."""
+    try:
+        import autoattack  # noqa: F401
+    except ImportError:
+        import pyautoattack
+
+        fake = type(sys)("autoattack")
+        fake.AutoAttack = FakeAuthorsPackage
+        monkeypatch.setitem(sys.modules, "autoattack", fake)
+        monkeypatch.setitem(sys.modules, "autoattack.checks", pyautoattack.checks)
+    model = network()
+    images, targets = labelled(model, 10)
+    threat = Threat("Linf", 2 / 255, "2/255")
+    one = run_autoattack(model, images, targets, threat, package="autoattack", batch_size=5)
+    two = run_autoattack(model, images, targets, threat, package="pyautoattack", batch_size=5)
+    assert torch.equal(one.robust, two.robust) and one.after == two.after
+
+
+def test_nothing_is_left_changed():
+    model = network()
+    images, targets = labelled(model, 6)
+    hook, logger = sys.gettrace(), logging.getLogger("auto-attack")
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    run_autoattack(model, images, targets, THREAT)
+    assert torch.equal(torch.rand(3), expected), "the global generator is left alone"
+    assert sys.gettrace() is hook and not logger.disabled
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_flags_are_reported_and_do_not_stick():
+    class Softmax(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = network()
+
+        def forward(self, x):
+            return self.inner(x).softmax(1)
+
+    images, targets = labelled(network(), 6)
+    flagged = run_autoattack(Softmax().eval(), images, targets, THREAT)
+    assert any("softmax" in flag for flag in flagged.flags)
+    assert not any("softmax" in flag for flag in run_autoattack(network(), images, targets, THREAT).flags)
+
+
+def test_channels_last_images():
+    """The DLR loss of the implementations fails on channels_last strides."""
+    model = network()
+    images, targets = labelled(model, 6)
+    last = images.to(memory_format=torch.channels_last)
+    assert torch.equal(
+        run_autoattack(model, last, targets, THREAT).robust, run_autoattack(model, images, targets, THREAT).robust
+    )
+
+
+@pytest.mark.parametrize("attack", ["clean", "fgsm", "pgd-3-2", "autoattack"])
+def test_a_model_in_train_mode_is_refused(attack):
+    model = network().train()
+    with pytest.raises(UserError, match=r"in train mode: call model.eval\(\)"):
+        evaluate_model(model, torch.rand(2, 3, 8, 8), torch.zeros(2).long(), THREAT, attacks=[attack])
+
+
+def test_pgd_is_deterministic_and_restarts_only_lower(capsys):
+    model = network()
+    images, targets = labelled(model)
+    threat = Threat("Linf", 2 / 255, "2/255")
+    one, again, more = (
+        evaluate_model(model, images, targets, threat, attacks=[name], seed=1).attacks[name]
+        for name in ("pgd-3-1", "pgd-3-1", "pgd-3-4")
+    )
+    assert one["robust"] == again["robust"]
+    assert more["robust_accuracy"] <= one["robust_accuracy"] < 1
+
+
+def test_pgd_against_an_independent_loop():
+    """One step from the clean image with eps/4, by hand, on a linear network where the gradient is known."""
+    torch.manual_seed(0)
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(192, 2)).eval()
+    images, targets = torch.rand(40, 3, 8, 8), torch.zeros(40).long()
+    weight = linear[1].weight.detach().double()
+    direction = (weight[1] - weight[0]).sign().view(3, 8, 8)
+    eps = 4 / 255
+    worst = (images.double() + eps * direction).clamp(0, 1)
+    margin = worst.flatten(1) @ (weight[0] - weight[1]) + (linear[1].bias[0] - linear[1].bias[1]).double()
+    threat = Threat("Linf", eps, "4/255")
+    result = evaluate_model(linear, images, targets, threat, attacks=["pgd-20-1", "fgsm"])
+    assert result.attacks["pgd-20-1"]["robust"] == (margin > 0).int().tolist()
+    assert result.attacks["fgsm"]["robust"] == (margin > 0).int().tolist()
+
+
+def test_json_of_the_design(train_small, tmp_path, few_digits):
+    output = train_small(epochs=1).output
+    file = tmp_path / "record.json"
+    timm_robust.evaluate(
+        output, few_digits, attacks=["fgsm", "pgd-2-1", "autoattack"], n_examples=12, json=file, quiet=True
+    )
+    record = json.loads(file.read_text())
+    assert set(record) >= {
+        "checkpoint",
+        "data",
+        "n_examples",
+        "threat",
+        "clean_accuracy",
+        "seed",
+        "versions",
+        "hardware",
+        "attacks",
+    }
+    assert record["threat"] == {"norm": "Linf", "eps": pytest.approx(8 / 255), "eps_text": "8/255"}
+    assert record["n_examples"] == 12 and 0 <= record["clean_accuracy"] <= 1
+    assert list(record["attacks"]) == ["fgsm", "pgd-2-1", "autoattack"]
+    for entry in record["attacks"].values():
+        assert len(entry["robust"]) == 12 and entry["robust_accuracy"] == pytest.approx(sum(entry["robust"]) / 12)
+    assert record["attacks"]["autoattack"]["implementation"].startswith(("pyautoattack", "autoattack"))
+    assert record["attacks"]["autoattack"]["flags"] == []
+
+
+def test_evaluation_leaves_plugins_alone(train_small, tmp_path):
+    """A checkpoint is measured in a process that may load no plugin at all."""
+    import os
+    import subprocess
+
+    output = train_small("sat", epochs=1).output
+    code = (
+        f"import timm_robust, torch, sys; m = timm_robust.load({str(output)!r}); m(torch.rand(2, 3, 8, 8));"
+        "assert not [name for name in sys.modules if name.startswith('timm_robust_plugins')]"
+    )
+    environment = {**os.environ, "TIMM_ROBUST_LOAD_PLUGINS": ""}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ({"attacks": ["pgdd"]}, "unknown attack 'pgdd': expected clean, fgsm, autoattack or pgd-STEPS-RESTARTS"),
+        ({"attacks": ["clean"], "n_examples": 101}, "n_examples is 101, the test split of .* has only 100"),
+        ({"eps": "8"}, "did you mean 8/255"),
+    ],
+)
+def test_mistakes(train_small, few_digits, call, message):
+    output = train_small(epochs=1).output
+    with pytest.raises(UserError, match=message):
+        timm_robust.evaluate(output, few_digits, quiet=True, **call)
+
+
+def test_images_outside_the_range_and_labels_the_model_lacks():
+    images, targets = labelled(network(), 6)
+    with pytest.raises(UserError, match=r"images range from .* expected pixels in \[0, 1\]"):
+        evaluate_model(network(), images * 255, targets, THREAT, attacks=[])
+    with pytest.raises(UserError, match="class number 9, the model has only 3 classes"):
+        evaluate_model(network(3), images, torch.full((6,), 9), THREAT, attacks=[])
+
+
+def test_names():
+    assert parse_measure("pgd").name == "pgd-50-10"
+    assert (parse_measure("PGD-20").steps, parse_measure("pgd-20").restarts) == (20, 1)
+    for wrong in ("pgd-0-1", "pgd-a", "", "auto"):
+        with pytest.raises(UserError):
+            parse_measure(wrong)
