@@ -66,8 +66,8 @@ def on_meta(create: Create, **kwargs: Any) -> nn.Module:
 def target_stride(image_size: int) -> int:
     """Total stride for small images: the largest power of two that leaves a last map of 4x4, counting a rest as one.
 
-    64 -> 16, 32 -> 8, 28 -> 8 (3.5 is 4 after padding). Not below 8, which is what the CIFAR networks of the papers have:
-    smaller images end on a smaller map (16 -> 2x2, 8 -> 1x1), because whole networks at full resolution cost too much.
+    64 -> 16, 32 -> 8, 28 -> 8 (3.5 is 4 after padding). Not below 8, as in the CIFAR networks of the papers: smaller
+    images end on a smaller map (16 -> 2x2, 8 -> 1x1), because whole networks at full resolution cost too much.
     """
     fitting = max(2**k for k in range(8) if k == 0 or math.ceil(image_size / 2**k) >= 4)
     return max(fitting, min(8, 2 ** int(math.log2(image_size))))

@@ -3,7 +3,7 @@
     python examples/benchmarks/epoch_beside_plain_loop.py CIFAR10_FOLDER [--images 10000] [--rounds 3]
 
 The loop is what a careful user writes: channels_last, one gather per batch for crop and flip, autograd.grad to the
-input, one-cycle SGD. Prints seconds per epoch of both and the ratio, without the engine's check on the validation split.
+input, SGD. Prints seconds per epoch of both and the ratio, without the engine's check on the validation split.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """What one adversarial training step costs beside its floor, side by side in one run.
 
-    python examples/benchmarks/step_cost.py [--k 1 10] [--model resnet18] [--small] [--device cuda] [--precision bf16] [--json FILE]
+    python examples/benchmarks/step_cost.py [--k 1 10] [--small] [--device cuda] [--precision bf16] [--json FILE]
 
 The floor of a k-step method: k x (forward + backward to the input) + (forward + full backward) + optimizer step, with
-weight gradients off while attacking and channels_last. Beside it: the engine's step (fgsm-rs for k = 1, pgd for others), a
-plain torchattacks loop as people write it, and a loop that calls `.backward()` inside the attack. The four take turns, so
-that a noisy machine disturbs all alike; the ratio is of medians.
+weight gradients off while attacking and channels_last. Beside it: the engine's step (fgsm-rs for k = 1, else pgd), a
+plain torchattacks loop as people write it, and a loop that calls `.backward()` inside the attack. The four take turns,
+so that a noisy machine disturbs all alike; the ratio is of medians.
 """
 
 from __future__ import annotations

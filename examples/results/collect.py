@@ -2,8 +2,8 @@
 
     python examples/results/collect.py RUN --name cifar10-small-pgd [--extra RECORD.json ...]
 
-Reads manifest.json, metrics.jsonl and evaluation.json of the run, and further records that `timm-robust evaluate --json`
-wrote; writes examples/results/NAME.json without single verdicts and without paths of the machine.
+Reads manifest.json, metrics.jsonl and evaluation.json of the run, and further records of `timm-robust evaluate --json`;
+writes examples/results/NAME.json without single verdicts and without paths of the machine.
 """
 
 from __future__ import annotations

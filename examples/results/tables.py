@@ -2,7 +2,7 @@
 
     python examples/results/tables.py [--check]
 
-A generated part stands between `<!-- options NAME -->`, `<!-- evidence NAME -->` or `<!-- methods -->` and `<!-- end -->`.
+Such a part stands between `<!-- options NAME -->`, `<!-- evidence NAME -->` or `<!-- methods -->` and `<!-- end -->`.
 """
 
 from __future__ import annotations
