@@ -15,15 +15,15 @@ from timm_robust.errors import UserError, unknown
 from timm_robust.recipe import Recipe
 
 
+COMMON_OPTIMIZERS = ("momentum", "sgd", "adam", "adamw", "nadam", "rmsprop", "lamb", "lion", "adan")
+
+
 def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """Any timm optimizer; parameters of activations are never decayed, biases and norms as the recipe says.
 
     Raises:
         UserError: unknown optimizer.
     """
-    names = timm.optim.list_optimizers()
-    if recipe.optimizer not in names:
-        raise unknown("optimizer", recipe.optimizer, names, hint="names are timm's")
     never = activation_parameters(model)
     decayed: list[nn.Parameter] = []
     kept: list[nn.Parameter] = []
@@ -32,9 +32,15 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         if parameter.requires_grad:
             (decayed if plain else kept).append(parameter)
     groups = [{"params": decayed}, {"params": kept, "weight_decay": 0.0}] if kept else [{"params": decayed}]
-    return timm.optim.create_optimizer_v2(
-        groups, opt=recipe.optimizer, lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=recipe.momentum
-    )
+    try:
+        return timm.optim.create_optimizer_v2(
+            groups, opt=recipe.optimizer, lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=recipe.momentum
+        )
+    except (AssertionError, ValueError):  # which one depends on timm's version, and before 1.0.12 it lists no names
+        names = getattr(timm.optim, "list_optimizers", lambda: COMMON_OPTIMIZERS)()
+        if recipe.optimizer in names:
+            raise
+        raise unknown("optimizer", recipe.optimizer, names, hint="names are timm's") from None
 
 
 class Schedule:
