@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, Optional
 
@@ -31,10 +32,25 @@ Pairs = Optional[list[str]]
 
 def main() -> None:
     """Entry point: a user's mistake is one sentence and exit status 2, a failed run is one sentence and 1."""
+    _quiet_warnings()
     try:
         app(args=spread(sys.argv[1:]), prog_name="timm-robust")
     except UserError as error:
         _stop(str(error), 2)
+
+
+def _quiet_warnings() -> None:
+    """Warnings as one line each; those about other packages' futures are for their authors. `python -W` still rules."""
+    if sys.warnoptions:
+        return
+    for category in (DeprecationWarning, FutureWarning):
+        warnings.simplefilter("ignore", category)
+    console = Console(stderr=True, highlight=False)
+
+    def show(message: Warning | str, *_: Any) -> None:
+        console.print(f"warning: {message}", style="yellow", soft_wrap=True, markup=False)
+
+    warnings.showwarning = show
 
 
 def _stop(message: str, status: int) -> NoReturn:
@@ -139,7 +155,7 @@ def train(
         ),
     ] = None,
     test_examples: Annotated[
-        Optional[int], typer.Option(help="Test images for that. [default: all; AutoAttack as many as fit 45 seconds]")
+        Optional[int], typer.Option(help="Test images for that. [default: all; AutoAttack as many as fit 60 seconds]")
     ] = None,
     config: Annotated[
         Optional[Path], typer.Option(help="YAML file with any of these; the command line overrides it.")

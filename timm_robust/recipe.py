@@ -96,7 +96,7 @@ PRESETS: dict[str, Preset] = {
         Preset(
             name="imagenet",
             summary="100 epochs, rate 0.1 divided by ten at 30, 60 and 90, decay 1e-4 on weights only",
-            source="Xie et al., Smooth Adversarial Training, arXiv:2006.14536 (released code, no colour jitter or lighting)",
+            source="Xie et al., Smooth Adversarial Training, arXiv:2006.14536 (code; no colour jitter or lighting)",
             values={
                 "epochs": 100,
                 "schedule": "multistep",
