@@ -145,7 +145,7 @@ def test_interrupt_says_how_to_go_on(tmp_path):
     import time
 
     process = subprocess.Popen(
-        [sys.executable, "-m", "timm_robust", "train", *FAST[:-2], "--epochs", "500", "--output", str(tmp_path / "run")],
+        [sys.executable, "-m", "timm_robust", "train", *FAST[:-2], "--epochs=500", "--output", str(tmp_path / "run")],
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     for _ in range(600):

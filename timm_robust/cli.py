@@ -50,7 +50,7 @@ def _quiet_warnings() -> None:
     def show(message: Warning | str, *_: Any) -> None:
         console.print(f"warning: {message}", style="yellow", soft_wrap=True, markup=False)
 
-    warnings.showwarning = show
+    warnings.showwarning = show  # type: ignore[assignment]
 
 
 def _stop(message: str, status: int) -> NoReturn:
@@ -104,7 +104,7 @@ def train(
     data: Annotated[
         Optional[str],
         typer.Option(
-            help="digits (embedded), a folder train/CLASS/* with val|test/CLASS/*, an .npz, or a timm name (torch/cifar10). "
+            help="digits (embedded), a folder train/CLASS/* with val|test/CLASS/*, an .npz, a timm name (torch/cifar10). "
             "[default: digits]"
         ),
     ] = None,

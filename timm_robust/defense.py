@@ -6,8 +6,8 @@
     defense.commit(batch, perturbed, output)      # once per step: sample tables, teachers, averages
 
 Three calls and not one, because weight perturbation evaluates `loss` twice on the same adversarial batch, because
-tables must be written once, and because `perturb` runs on the bare module while `loss` runs on the one wrapped for several
-processes. Plain PGD training overrides nothing but `loss`.
+tables must be written once, and because `perturb` runs on the bare module while `loss` runs on the one wrapped for
+several processes. Plain PGD training overrides nothing but `loss`.
 """
 
 from __future__ import annotations

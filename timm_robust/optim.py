@@ -14,7 +14,6 @@ from timm_robust.activations import activation_parameters
 from timm_robust.errors import UserError, unknown
 from timm_robust.recipe import Recipe
 
-
 COMMON_OPTIMIZERS = ("momentum", "sgd", "adam", "adamw", "nadam", "rmsprop", "lamb", "lion", "adan")
 
 

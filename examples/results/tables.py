@@ -49,6 +49,11 @@ def attack(record: dict[str, Any], name: str) -> str:
     return "not measured" if entry is None else f"{percent(entry['robust_accuracy'])} (n = {entry['n_examples']})"
 
 
+def network(record: dict[str, Any]) -> str:
+    parts = [record["model"] + (" (small)" if record["model_kwargs"] else ""), record["activation"]]
+    return ", ".join(part for part in parts if part)
+
+
 def evidence(method: str) -> str:
     """Our own numbers of a method, with the command of each."""
     found = [record for record in records() if record.get("method") == method]
@@ -56,7 +61,7 @@ def evidence(method: str) -> str:
         return "Not measured."
     rows = [
         [
-            f"{r['model']}{'' if not r['model_kwargs'] else ' (small)'}{', ' + r['activation'] if r['activation'] else ''}",
+            network(r),
             f"{r['data']}, {r['threat']['norm']} {r['threat']['eps_text']}",
             str(r["epochs"]),
             f"{percent(r['clean_accuracy'])} (n = {r['n_examples']})",
