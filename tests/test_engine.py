@@ -56,7 +56,7 @@ class Killed(BaseException):
             }
         },
         {"recipe_args": {"optimizer": "adamw", "schedule": "cyclic", "clip_grad": 1.0, "check_attack": "pgd-1-1"}},
-        {"method": "trades", "method_args": {"steps": 2}, "precision": "bf16"},
+        {"method": "trades", "method_args": {"steps": 2}, "precision": "bf16", "image_size": 16},
         {"activation": "smoothrelu"},
     ],
     ids=["onecycle", "ema-cosine-accumulate", "adamw-cyclic-clip", "trades-bf16", "smoothrelu"],
@@ -104,9 +104,9 @@ def test_folder_of_another_run_is_refused(train_small, tmp_path):
 
 def test_two_precisions_in_one_process(train_small):
     """accelerate keeps its precision for the whole process and refuses a second one."""
-    first = train_small(output="a", epochs=1)
-    second = train_small(output="b", epochs=1, precision="bf16")
-    third = train_small(output="c", epochs=1)
+    first = train_small(output="a", epochs=1, image_size=16)
+    second = train_small(output="b", epochs=1, image_size=16, precision="bf16")
+    third = train_small(output="c", epochs=1, image_size=16)
     assert equal(weights(first.output), weights(third.output))
     assert not equal(weights(first.output), weights(second.output))
 
@@ -143,6 +143,19 @@ def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(train_small, monkeypa
     assert json.loads((tmp_path / "run/last/model.json").read_text())["epoch"] == 1
 
 
+def test_lost_weights_stop_the_run_though_the_loss_is_finite(train_small, monkeypatch):
+    from timm_robust_plugins.fgsm_rs.fgsm_rs import FGSMRS
+
+    def lose(self, epoch):
+        with torch.no_grad():
+            self.run.bare.model.layer4[0].conv1.weight[0, 0, 0, 0] = float("nan")
+
+    monkeypatch.setattr(FGSMRS, "commit", lambda self, batch, perturbed, output: lose(self, 0))
+    monkeypatch.setattr(Engine, "_require_finite", lambda self, total, step: None)
+    with pytest.raises(RunFailed, match="weight 'model.layer4.0.conv1.weight' is no longer finite after epoch 1"):
+        train_small(epochs=1)
+
+
 def test_full_disk_costs_an_epochs_files_and_not_the_run(train_small, monkeypatch, capfd):
     original, calls = checkpoint.save_state, []
 
@@ -167,6 +180,7 @@ def test_full_disk_at_the_end_rescues_the_model(train_small, monkeypatch):
         original(folder, model, card)
 
     monkeypatch.setattr(engine, "save_model", full)
+    monkeypatch.setattr(checkpoint, "save_model", full)
     with pytest.raises(RunFailed, match=r"it is in .*rescued") as failure:
         train_small(epochs=1)
     folder = str(failure.value).rpartition("it is in ")[2]

@@ -160,8 +160,9 @@ def train(
         parse_eps(eps, norm)
     folder = RunFolder.open(output or _default_output(model, method, data, resume), resume, asked)
 
+    from timm_robust.accelerator import PRECISIONS
     from timm_robust.data import load_data
-    from timm_robust.engine import PRECISIONS, Engine, Job
+    from timm_robust.engine import Engine, Job
     from timm_robust.evaluation import parse_measure
     from timm_robust.models import build_model, count_parameters
 

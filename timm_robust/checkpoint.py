@@ -67,6 +67,16 @@ def save_model(folder: Path, model: PixelModel, card: dict[str, Any]) -> None:
     write_json(folder / CARD, {"format": FORMAT, "model": model.record.to_dict(), **card})
 
 
+def rescue(model: PixelModel, card: dict[str, Any], output: Path, error: OSError) -> str:
+    """Saves a model that could not be saved in `output` into the system's temporary folder; returns what to tell."""
+    folder = Path(tempfile.mkdtemp(prefix="timm-robust-rescued-"))
+    try:
+        save_model(folder, model, card)
+    except OSError:
+        return f"the trained model could not be saved in {output} ({error}), nor in {folder}"
+    return f"the trained model could not be saved in {output} ({error}): it is in {folder}"
+
+
 def save_state(folder: Path, state: dict[str, Any]) -> None:
     """Writes `state.pt` for resuming."""
     write_atomically(folder / STATE, lambda file: torch.save(state, file))

@@ -104,7 +104,7 @@ def train(
     data: Annotated[
         Optional[str],
         typer.Option(
-            help="digits (embedded), a folder train/CLASS/* with val|test/CLASS/*, an .npz, a timm name (torch/cifar10). "
+            help="digits (embedded), a folder train/CLASS/* with val|test/CLASS/*, an .npz, or a timm name. "
             "[default: digits]"
         ),
     ] = None,

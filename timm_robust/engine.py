@@ -25,18 +25,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.state import AcceleratorState, GradientState
-from accelerate.tracking import get_available_trackers
-from accelerate.utils import LoggerType, set_seed
+from accelerate.utils import set_seed
 from timm.utils import ModelEmaV3, distribute_bn
 from torch import Tensor
 
+from timm_robust.accelerator import FP16_GRADIENT_SCALE, make_accelerator
 from timm_robust.attacks import Attacker
-from timm_robust.checkpoint import load_state, save_model, save_state, write_text
+from timm_robust.checkpoint import load_state, rescue, save_model, save_state, write_text
 from timm_robust.data import DataBundle, make_eval_loader, make_train_loader
 from timm_robust.defense import Defense, Run
-from timm_robust.errors import UserError, unknown
 from timm_robust.evaluation.accuracy import accuracy, parse_measure, verdicts
 from timm_robust.models import PixelModel
 from timm_robust.optim import Schedule, build_optimizer
@@ -44,10 +41,6 @@ from timm_robust.plugin.manager import Observers
 from timm_robust.progress import Display
 from timm_robust.recipe import Recipe
 from timm_robust.threat import Threat
-
-PRECISIONS = ("fp32", "bf16", "fp16")
-FP16_GRADIENT_SCALE = 2.0**10
-"""Keeps input gradients of a batch mean above fp16's smallest number while attacking."""
 
 
 class RunFailed(Exception):
@@ -75,34 +68,6 @@ class Job:
     trackers: list[str] = field(default_factory=list)
     display: Display = field(default_factory=Display)
     observers: Observers | None = None
-
-
-def make_accelerator(precision: str, device: str | None, trackers: list[str], output: Path) -> Accelerator:
-    """A fresh Accelerator, whatever an earlier run in this process has set.
-
-    Raises:
-        UserError: a precision that the device lacks, or a tracker that is unknown or not installed.
-    """
-    on_cpu = device == "cpu" or not torch.cuda.is_available()
-    if precision == "fp16" and on_cpu:
-        raise UserError("precision 'fp16' needs a GPU: use bf16 or fp32 on a CPU")
-    for name in trackers:
-        known = [str(kind) for kind in LoggerType.list() if kind != "all"]
-        if name not in known:
-            raise unknown("tracker", name, known)
-        if name not in map(str, get_available_trackers()):
-            raise UserError(f"tracker {name!r} is not installed: pip install {name}")
-    # accelerate keeps precision and device for the whole process and refuses to change them; a new run starts afresh
-    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
-    GradientState._reset_state()
-    return Accelerator(
-        mixed_precision={"fp32": "no"}.get(precision, precision),
-        cpu=device == "cpu",
-        log_with=trackers or None,
-        project_dir=str(output),
-        # several forwards before one backward: broadcasting buffers at each would overwrite what autograd still needs
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
-    )
 
 
 class Engine:
@@ -221,6 +186,7 @@ class Engine:
                 if self.display.due():
                     status = f"loss {totals['loss'].item() / seen:.3f}  {self.display.status}"
                     self.display.advance(step + 1, status=status)
+        self._require_finite_weights()
         self.defense.on_epoch_end(self.epoch)
         if self.accelerator.num_processes > 1:
             distribute_bn(self.bare, self.accelerator.num_processes, reduce=True)
@@ -243,11 +209,22 @@ class Engine:
     def _require_finite(self, total: Tensor, step: int) -> None:
         if math.isfinite(total.item()):
             return
-        kept = f"{self.job.output}/last holds epoch {self.epoch}" if self.epoch else "no epoch was finished before"
         raise RunFailed(
-            f"the loss is {total.item()} in epoch {self.epoch + 1}, batch {step + 1} of {self.steps}: {kept}; "
+            f"the loss is {total.item()} in epoch {self.epoch + 1}, batch {step + 1} of {self.steps}: {self._kept()}; "
             "try a smaller --lr, --set clip_grad=1, or --precision fp32"
         )
+
+    def _require_finite_weights(self) -> None:
+        """Weights can be lost while the loss is finite: bfloat16 convolutions on maps of 2x2 do that on some CPUs."""
+        for name, value in self.bare.named_parameters():
+            if not value.isfinite().all():
+                raise RunFailed(
+                    f"weight {name!r} is no longer finite after epoch {self.epoch + 1}: {self._kept()}; "
+                    "try --precision fp32, a smaller --lr, or a larger --image-size"
+                )
+
+    def _kept(self) -> str:
+        return f"{self.job.output}/last holds epoch {self.epoch}" if self.epoch else "no epoch was finished before"
 
     def _check(self) -> dict[str, float]:
         """Clean and robust accuracy on the held-out split, in eval mode, with the random state kept."""
@@ -288,21 +265,10 @@ class Engine:
                 step()
         except OSError as error:
             if self.epoch + 1 == self.job.recipe.epochs:
-                raise RunFailed(self._rescue(model, card, error)) from error
+                raise RunFailed(rescue(model, card, output, error)) from error
             self.display.warn(
                 f"epoch {row['epoch']} could not be saved ({error}); training goes on, the next epoch tries again"
             )
-
-    def _rescue(self, model: PixelModel, card: dict[str, Any], error: OSError) -> str:
-        """The last epoch could not be saved where it belongs: try the system's temporary folder."""
-        import tempfile
-
-        folder = Path(tempfile.mkdtemp(prefix="timm-robust-rescued-"))
-        try:
-            save_model(folder, model, card)
-        except OSError:
-            return f"the trained model could not be saved in {self.job.output} ({error}), nor in {folder}"
-        return f"the trained model could not be saved in {self.job.output} ({error}): it is in {folder}"
 
     def _state(self) -> dict[str, Any]:
         return {
