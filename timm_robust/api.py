@@ -241,9 +241,9 @@ def train(
         folder.write_manifest(
             resolved | {"plugin": provider, "hardware": hardware(), "config_hash": config_hash(resolved)}
         )
-    name = network.record.architecture or network.record.module_class
+    label = network.record.architecture or network.record.module_class
     engine.display.say(
-        f"{name}, {count_parameters(network) / 1e6:.1f} M parameters"
+        f"{label}, {count_parameters(network) / 1e6:.1f} M parameters"
         + (f", activations {swap}" if swap and swap != "none" else "")
         + f", on {bundle.name}: {len(bundle.train)} training, {len(bundle.val)} validation, "
         f"{len(bundle.test)} test images of {bundle.image_size} pixels, {bundle.num_classes} classes"
