@@ -12,18 +12,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from timm_robust.api import TrainResult as TrainResult
     from timm_robust.api import evaluate as evaluate
     from timm_robust.api import list_methods as list_methods
     from timm_robust.api import register_models as register_models
     from timm_robust.api import train as train
     from timm_robust.checkpoint import load as load
     from timm_robust.errors import UserError as UserError
+    from timm_robust.result import TrainResult as TrainResult
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "TrainResult": "timm_robust.api",
+    "TrainResult": "timm_robust.result",
     "UserError": "timm_robust.errors",
     "evaluate": "timm_robust.api",
     "list_methods": "timm_robust.api",

@@ -10,7 +10,7 @@ from accelerate.state import AcceleratorState, GradientState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType
 
-from timm_robust.errors import UserError, unknown
+from timm_robust.errors import MissingExtra, UserError, unknown
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 
@@ -32,7 +32,9 @@ def make_accelerator(precision: str, device: str | None, trackers: list[str], ou
         if name not in known:
             raise unknown("tracker", name, known)
         if name not in map(str, get_available_trackers()):
-            raise UserError(f"tracker {name!r} is not installed: pip install {name}")
+            if name == "tensorboard":
+                raise MissingExtra("tracker 'tensorboard'", name, extra=name)
+            raise UserError(f"tracker {name!r} needs its package, which is not installed: pip install {name}")
     # accelerate keeps precision and device for the whole process and refuses to change them; a new run starts afresh
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     GradientState._reset_state()

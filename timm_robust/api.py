@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,8 @@ from timm_robust.plugin import get_manager
 from timm_robust.plugin.options import parse_options, to_dict
 from timm_robust.progress import Display
 from timm_robust.recipe import as_dict, default_preset, make_recipe
-from timm_robust.threat import Threat, make_threat, parse_eps
+from timm_robust.result import TrainResult
+from timm_robust.threat import make_threat, parse_eps
 from timm_robust.versions import hardware, versions
 
 if TYPE_CHECKING:
@@ -25,48 +25,12 @@ if TYPE_CHECKING:
 
     from timm_robust.data import DataBundle
     from timm_robust.evaluation import Evaluation
-    from timm_robust.models import PixelModel
 
 TEST_ATTACKS = ("clean", "pgd-10-1", "autoattack")
 """What the end of a training run measures on the test split."""
 
 AUTOATTACK_SECONDS = 60.0
 """Time that AutoAttack may take at the end of a training run; it runs on as many test images as fit."""
-
-
-@dataclass
-class TrainResult:
-    """A finished run.
-
-    Attributes:
-        output: the run's folder, with best/, last/, metrics.jsonl, manifest.json and evaluation.json.
-        threat: what it was trained against.
-        history: one row per epoch, as in metrics.jsonl.
-        evaluation: accuracies of the best checkpoint on the test split, None where not asked for.
-    """
-
-    output: Path
-    threat: Threat
-    history: list[dict[str, Any]] = field(repr=False)
-    evaluation: Evaluation | None = None
-
-    @property
-    def model(self) -> PixelModel:
-        """The best checkpoint, loaded and ready."""
-        from timm_robust.checkpoint import load
-
-        return load(self.output)
-
-    def __repr__(self) -> str:
-        best = next((row for row in reversed(self.history) if row.get("best")), None)
-        lines = [f"{self.output}: {len(self.history)} epochs against {self.threat}"]
-        if best:
-            lines.append(
-                f"best epoch {best['epoch']}: validation clean {best['val_clean']:.1%}, robust {best['val_robust']:.1%}"
-            )
-        if self.evaluation:
-            lines += ["on the test split:", *(f"  {line}" for line in repr(self.evaluation).splitlines())]
-        return "\n".join(lines)
 
 
 def list_methods() -> list[str]:
