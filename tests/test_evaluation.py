@@ -208,6 +208,18 @@ def test_json_of_the_design(train_small, tmp_path, few_digits):
     assert record["attacks"]["autoattack"]["flags"] == []
 
 
+def test_a_full_disk_does_not_lose_what_was_measured(train_small, few_digits, tmp_path, monkeypatch, capfd):
+    output = train_small(epochs=1).output
+
+    def full(path, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("timm_robust.checkpoint.write_json", full)
+    result = timm_robust.evaluate(output, few_digits, attacks=["fgsm"], json=tmp_path / "record.json", quiet=True)
+    assert len(result.attacks["fgsm"]["robust"]) == 100
+    assert "could not be written" in capfd.readouterr().err
+
+
 def test_evaluation_leaves_plugins_alone(train_small, tmp_path):
     """A checkpoint is measured in a process that may load no plugin at all."""
     import os
@@ -229,6 +241,7 @@ def test_evaluation_leaves_plugins_alone(train_small, tmp_path):
         ({"attacks": ["pgdd"]}, "unknown attack 'pgdd': expected clean, fgsm, autoattack or pgd-STEPS-RESTARTS"),
         ({"attacks": ["clean"], "n_examples": 101}, "n_examples is 101, the test split of .* has only 100"),
         ({"eps": "8"}, "did you mean 8/255"),
+        ({"json": "nowhere/record.json"}, "the folder of the record 'nowhere/record.json' does not exist"),
     ],
 )
 def test_mistakes(train_small, few_digits, call, message):

@@ -219,7 +219,15 @@ def train(
     history = engine.fit()
     result = TrainResult(folder.path, threat, history)
     if test_attacks and engine.main:
-        result.evaluation = _final(result, bundle, list(test_attacks), test_examples, autoattack_seconds, seed, engine)
+        try:
+            result.evaluation = _final(
+                result, bundle, list(test_attacks), test_examples, autoattack_seconds, seed, engine
+            )
+        except BaseException:
+            engine.display.warn(
+                f"training is complete, measuring is not: go on with timm-robust evaluate {folder.path}"
+            )
+            raise
     return result
 
 
@@ -233,7 +241,7 @@ def _final(
     engine: Any,
 ) -> Evaluation:
     """The best checkpoint on the test split, which nothing has seen before."""
-    from timm_robust.checkpoint import load, write_json
+    from timm_robust.checkpoint import load
     from timm_robust.data import as_tensors
     from timm_robust.evaluation import evaluate_model
     from timm_robust.evaluation.budget import affordable
@@ -258,7 +266,7 @@ def _final(
             examples=examples,
             progress=progress,
         )
-    write_json(result.output / "evaluation.json", evaluation.to_dict())
+    _write_record(result.output / "evaluation.json", evaluation, engine.display)
     return evaluation
 
 
@@ -296,12 +304,14 @@ def evaluate(
     Raises:
         UserError: no such checkpoint, data that does not fit it, unknown attacks, a model in train mode.
     """
-    from timm_robust.checkpoint import find_checkpoint, load, read_card, write_json
+    from timm_robust.checkpoint import find_checkpoint, load, read_card
     from timm_robust.data import as_tensors, load_data
     from timm_robust.evaluation import evaluate_model, parse_measure
 
     for name in attacks:
         parse_measure(name)
+    if json is not None and not Path(json).resolve().parent.is_dir():
+        raise UserError(f"the folder of the record {str(json)!r} does not exist: make it first")
     device = device or _best_device()
     size: int | None = None
     card: dict[str, Any] = {}
@@ -348,8 +358,18 @@ def evaluate(
             progress=report,
         )
     if json is not None:
-        write_json(Path(json), result.to_dict())
+        _write_record(Path(json), result, display)
     return result
+
+
+def _write_record(path: Path, result: Evaluation, display: Display) -> None:
+    """Writes a record; what took hours to measure is not lost to a full disk."""
+    from timm_robust.checkpoint import write_json
+
+    try:
+        write_json(path, result.to_dict())
+    except OSError as error:
+        display.warn(f"the record could not be written to {path} ({error})")
 
 
 def _default_output(model: Any, method: str, data: Any, resume: bool) -> Path:
