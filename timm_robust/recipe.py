@@ -77,9 +77,9 @@ PRESETS: dict[str, Preset] = {
         ),
         Preset(
             name="digits",
-            summary="a few epochs on the embedded 8x8 digits: for a first look and for tests",
+            summary="ten epochs of AdamW on the embedded 8x8 digits: any network learns in a minute",
             source="our choice; no mirroring, because a mirrored digit is another character",
-            values={"epochs": 6, "batch_size": 64, "lr": 0.05, "augment": "crop", "pad": 4},
+            values={"epochs": 10, "batch_size": 64, "optimizer": "adamw", "lr": 0.002, "augment": "crop"},
         ),
         Preset(
             name="fast",
