@@ -119,7 +119,7 @@ def test_accumulation_equals_larger_batches_without_batchnorm(train_small):
         "method": "standard",
         "epochs": 1,
     }
-    common = {"optimizer": "momentum", "schedule": "constant", "augment": "none", "check_attack": "pgd-1-1", "check_examples": 10}
+    common = {"optimizer": "momentum", "schedule": "constant", "augment": "none", "check_attack": "pgd-1-1"}
     large = train_small(output="a", batch_size=270, recipe_args=common, **plain)
     small = train_small(output="b", batch_size=135, recipe_args={**common, "accumulate": 2}, **plain)
     for name, value in weights(large.output).items():

@@ -366,8 +366,9 @@ def get_manager() -> PluginManager:
 
 
 def _identity(entry: EntryPoint) -> tuple[str, str]:
-    """Distribution and version of an entry point."""
-    return (entry.dist.name, entry.dist.version) if entry.dist else ("unknown distribution", "")
+    """Distribution and version of an entry point; a failed uninstall leaves folders that know neither."""
+    metadata = entry.dist.metadata if entry.dist else {}
+    return metadata.get("Name") or "unknown distribution", metadata.get("Version") or ""
 
 
 def _normal(name: str) -> str:

@@ -1,0 +1,100 @@
+"""Full-size CIFAR-10 recipes: ResNet-18 with a 3x3 stem, 30 epochs, Linf 8/255, to AutoAttack on the whole test set.
+
+    python examples/cifar10/run.py METHOD --data DEST [--epochs 30] [--precision bf16] [--seed 0] [--compile]
+
+METHOD is `pgd`, `fgsm-rs`, `trades`, `sat`, or `sat-relu`, which is SAT's recipe with the network's own ReLU. DEST is
+an image folder, or a timm name such as torch/cifar10 (fetched if need be). At the end PGD-50-10 and AutoAttack are
+measured and the record is written into examples/results/. `--limit N` measures N test images only, and then writes no
+record unless `--record` names one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import timm_robust
+
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "pgd": {"method": "pgd"},
+    "fgsm-rs": {"method": "fgsm-rs"},
+    "trades": {"method": "trades"},
+    "sat": {"method": "sat", "activation": "silu"},
+    "sat-relu": {"method": "sat", "activation": "none"},
+}
+"""What differs; epochs, rate, batch size and augmentation are the `default` recipe's for all."""
+
+
+def collector() -> ModuleType:
+    """examples/results/collect.py, which is a script and no package."""
+    spec = importlib.util.spec_from_file_location("collect", RESULTS / "collect.py")
+    if spec is None or spec.loader is None:
+        raise FileNotFoundError(RESULTS / "collect.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("method", choices=RECIPES, metavar="METHOD", help=", ".join(RECIPES))
+    parser.add_argument("--data", default="torch/cifar10", help="image folder, or a timm data set name")
+    parser.add_argument("--data-dir", help="where timm data sets are kept")
+    parser.add_argument("--output", type=Path, help="folder of the run; by default in runs/")
+    parser.add_argument("--model", default="resnet18_cifar")
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16", "fp16"])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--resume", action="store_true", help="continue a killed run in --output")
+    parser.add_argument("--limit", type=int, metavar="N", help="measure the first N test images only")
+    parser.add_argument("--record", metavar="NAME", help="name of the record; by default cifar10-resnet18-METHOD")
+    arguments = parser.parse_args()
+
+    suffix = f"-seed{arguments.seed}" if arguments.seed else ""
+    name = arguments.record or f"cifar10-resnet18-{arguments.method}{suffix}"
+    output = arguments.output or Path("runs") / name
+    fetched = {"data_dir": arguments.data_dir, "download": "/" in arguments.data and not Path(arguments.data).exists()}
+    result = timm_robust.train(
+        arguments.model,
+        data=arguments.data,
+        **fetched,
+        **RECIPES[arguments.method],
+        eps="8/255",
+        recipe="default",
+        epochs=arguments.epochs,
+        precision=arguments.precision,
+        seed=arguments.seed,
+        compile=arguments.compile,
+        resume=arguments.resume,
+        output=output,
+        test_attacks=[],  # all of it below, at once
+    )
+    record = output / "record.json"
+    measured = timm_robust.evaluate(
+        output,
+        arguments.data,
+        **fetched,
+        attacks=["pgd-10-1", "pgd-50-10", "autoattack"],
+        n_examples=arguments.limit,
+        json=record,
+    )
+    print(result)
+    print(measured)
+    if arguments.limit and not arguments.record:
+        print(f"no record written, since --limit is given; all numbers: {record}")
+        return
+    collected = collector().collect(output, name, [record])
+    target = RESULTS / f"{name}.json"
+    target.write_text(json.dumps(collected, indent=1) + "\n")
+    print(f"record: {target}; python examples/results/tables.py fills it into the pages")
+
+
+if __name__ == "__main__":
+    main()
