@@ -367,7 +367,7 @@ def get_manager() -> PluginManager:
 
 def _identity(entry: EntryPoint) -> tuple[str, str]:
     """Distribution and version of an entry point; a failed uninstall leaves folders that know neither."""
-    metadata = entry.dist.metadata if entry.dist else {}
+    metadata: Any = entry.dist.metadata if entry.dist else {}
     return metadata.get("Name") or "unknown distribution", metadata.get("Version") or ""
 
 
