@@ -147,6 +147,8 @@ def test_interrupt_says_how_to_go_on(tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-m", "timm_robust", "train", *FAST[:-2], "--epochs=500", "--output", str(tmp_path / "run")],
         stderr=subprocess.PIPE, text=True,
+        # a shell starts background jobs with SIGINT ignored, and children inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     for _ in range(600):
         if (tmp_path / "run/last/state.pt").exists():

@@ -155,7 +155,7 @@ def train(
         ),
     ] = None,
     test_examples: Annotated[
-        Optional[int], typer.Option(help="Test images for that. [default: all; AutoAttack as many as fit 60 seconds]")
+        Optional[int], typer.Option(help="Test images for that. [default: all; AutoAttack as many as fit 90 seconds]")
     ] = None,
     config: Annotated[
         Optional[Path], typer.Option(help="YAML file with any of these; the command line overrides it.")
