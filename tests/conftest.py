@@ -6,6 +6,9 @@ import os
 import zipfile
 from pathlib import Path
 
+# Before torch is imported: threads only wait for each other on networks this small, badly so on a busy machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 
