@@ -18,8 +18,8 @@ from typing import Any
 HERE = Path(__file__).parent
 
 
-def collect(run: Path, name: str, extra: list[Path]) -> dict[str, Any]:
-    """The record of a run."""
+def collect(run: Path, name: str, extra: list[Path], note: str = "") -> dict[str, Any]:
+    """The record of a run; `note` tells what its numbers do not, such as a machine shared with other work."""
     manifest = json.loads((run / "manifest.json").read_text())
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     evaluations = [json.loads(path.read_text()) for path in (run / "evaluation.json", *extra) if path.is_file()]
@@ -47,6 +47,7 @@ def collect(run: Path, name: str, extra: list[Path]) -> dict[str, Any]:
         "attacks": {key: {k: v for k, v in value.items() if k != "robust"} for key, value in attacks.items()},
         "hardware": manifest["hardware"],
         "versions": manifest["versions"],
+        "note": note,
     }
 
 
@@ -72,8 +73,9 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--name", required=True)
     parser.add_argument("--extra", type=Path, nargs="*", default=[])
+    parser.add_argument("--note", default="")
     arguments = parser.parse_args()
-    record = collect(arguments.run, arguments.name, arguments.extra)
+    record = collect(arguments.run, arguments.name, arguments.extra, arguments.note)
     target = HERE / f"{arguments.name}.json"
     target.write_text(json.dumps(record, indent=1) + "\n")
     print(target)

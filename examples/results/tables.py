@@ -75,7 +75,8 @@ def evidence(method: str) -> str:
     header = ["network", "data, threat", "epochs", "clean", "PGD-10", "AutoAttack", "s / epoch", "record"]
     commands = "\n".join(f"    {r['command']}" for r in found)
     machine = "; ".join(sorted({f"{r['hardware']}, seed {r['seed']}, {r['date']}" for r in found}))
-    return f"{table(header, rows)}\n\nMeasured on the test split, best checkpoint; {machine}. Commands:\n\n{commands}"
+    notes = "".join(f" {r['note']}" for r in found if r.get("note"))
+    return f"{table(header, rows)}\n\nMeasured on the test split, best checkpoint; {machine}.{notes} Commands:\n\n{commands}"
 
 
 def methods() -> str:
