@@ -76,7 +76,8 @@ def evidence(method: str) -> str:
     commands = "\n".join(f"    {r['command']}" for r in found)
     machine = "; ".join(sorted({f"{r['hardware']}, seed {r['seed']}, {r['date']}" for r in found}))
     notes = "".join(f" {r['note']}" for r in found if r.get("note"))
-    return f"{table(header, rows)}\n\nMeasured on the test split, best checkpoint; {machine}.{notes} Commands:\n\n{commands}"
+    where = f"Measured on the test split, best checkpoint; {machine}.{notes} Commands:"
+    return f"{table(header, rows)}\n\n{where}\n\n{commands}"
 
 
 def methods() -> str:
