@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 import timm_robust
 from timm_robust import checkpoint, engine
-from timm_robust.engine import Engine, RunFailed
-from timm_robust.errors import UserError
+from timm_robust.engine import Engine
+from timm_robust.errors import RunFailed, UserError
 from timm_robust.plugin import get_manager
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from timm_robust.api import register_models as register_models
     from timm_robust.api import train as train
     from timm_robust.checkpoint import load as load
+    from timm_robust.errors import RunFailed as RunFailed
     from timm_robust.errors import UserError as UserError
     from timm_robust.result import TrainResult as TrainResult
 
@@ -24,6 +25,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "TrainResult": "timm_robust.result",
+    "RunFailed": "timm_robust.errors",
     "UserError": "timm_robust.errors",
     "evaluate": "timm_robust.api",
     "list_methods": "timm_robust.api",
@@ -32,7 +34,17 @@ _HOMES = {
     "train": "timm_robust.api",
 }
 
-__all__ = ["TrainResult", "UserError", "__version__", "evaluate", "list_methods", "load", "register_models", "train"]
+__all__ = [
+    "RunFailed",
+    "TrainResult",
+    "UserError",
+    "__version__",
+    "evaluate",
+    "list_methods",
+    "load",
+    "register_models",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from timm_robust.errors import UserError
+from timm_robust.errors import RunFailed, UserError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -197,7 +197,6 @@ def train(
     }
     arguments = _merge(config, {name: value for name, value in given.items() if value is not None}, resume)
     from timm_robust.api import train as run
-    from timm_robust.engine import RunFailed
 
     try:
         result = run(**arguments, resume=resume, quiet=quiet)

@@ -34,6 +34,7 @@ from timm_robust.attacks import Attacker
 from timm_robust.checkpoint import load_state, rescue, save_model, save_state, write_text
 from timm_robust.data import DataBundle, make_eval_loader, make_train_loader
 from timm_robust.defense import Defense, Run
+from timm_robust.errors import RunFailed
 from timm_robust.evaluation.accuracy import accuracy, parse_measure, verdicts
 from timm_robust.models import PixelModel
 from timm_robust.optim import Schedule, build_optimizer
@@ -41,10 +42,6 @@ from timm_robust.plugin.manager import Observers
 from timm_robust.progress import Display
 from timm_robust.recipe import Recipe
 from timm_robust.threat import Threat
-
-
-class RunFailed(Exception):
-    """Training cannot go on; the message says why and what is kept."""
 
 
 @dataclass

@@ -17,6 +17,10 @@ class MissingExtra(UserError):
         super().__init__(f"{wanted} needs {package}, which is not installed: pip install 'timm-robust[{extra}]'")
 
 
+class RunFailed(Exception):
+    """Training cannot go on; the message says why and what is kept. The command line exits with status 1."""
+
+
 def nearest(value: str, choices: Iterable[str], n: int = 3) -> list[str]:
     """The up to `n` choices most like `value`, best first; empty when nothing is close."""
     known = list(choices)

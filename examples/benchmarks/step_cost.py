@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import datetime
 import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -154,9 +156,13 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     record: dict[str, Any] = {
+        "name": arguments.json.stem if arguments.json else "",
+        "command": f"python examples/benchmarks/step_cost.py {' '.join(sys.argv[1:])}",
+        "date": datetime.date.today().isoformat(),
+        "threads": torch.get_num_threads(),
         "hardware": hardware(),
         "versions": versions(),
-        "arguments": {**vars(arguments), "json": None},
+        "unit": "median seconds of one step, by k and way",
         "k": {},
     }
     network = (

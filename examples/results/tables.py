@@ -82,7 +82,7 @@ def evidence(method: str) -> str:
 
 def methods() -> str:
     """All methods, with the numbers of the small CIFAR-10 setting where measured."""
-    small = {r["method"]: r for r in records() if r["name"].startswith("cifar10-small-")}
+    small = {r["method"]: r for r in records() if r.get("name", "").startswith("cifar10-small-")}
     rows = []
     for name, provided in sorted(get_manager().defenses().items()):
         if provided.distribution != "timm-robust":
