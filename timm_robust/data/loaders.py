@@ -18,8 +18,7 @@ from timm_robust.data.batch import Batch, View
 from timm_robust.data.bundle import Split
 from timm_robust.data.streaming import Geometry, Stream
 from timm_robust.errors import UserError, unknown
-
-AUGMENTATIONS = ("crop-flip", "crop", "flip", "none", "inception")
+from timm_robust.recipe import AUGMENTATIONS
 
 
 class TrainLoader(Protocol):
