@@ -143,3 +143,31 @@ def test_one_clear_sentence_where_no_surgery_helps() -> None:
 def test_a_coarse_last_map_is_said() -> None:
     with pytest.warns(UserWarning, match="2x2 positions of a 32-pixel image"):
         build("gmlp_ti16_224", 32)
+
+
+def test_a_wide_stem_kernel_is_its_centre() -> None:
+    torch.manual_seed(0)
+    model = build("resnet18", 32)
+    stem = model.model.conv1
+    assert isinstance(stem, stems.CentreConv2d) and stem.weight.shape == (64, 3, 7, 7)
+    plain = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    with torch.no_grad():
+        plain.weight.copy_(stem.weight[:, :, 2:5, 2:5])
+    images = torch.rand(2, 3, 32, 32)
+    assert torch.equal(stem(images), plain(images))
+    stem(images).square().sum().backward()
+    outside = torch.ones(7, 7, dtype=torch.bool)
+    outside[2:5, 2:5] = False
+    assert not stem.weight.grad[:, :, outside].any() and stem.weight.grad[:, :, ~outside].any()
+    assert not stem.weight[:, :, outside].any()
+    spread = nn.init.kaiming_normal_(torch.empty(64, 3, 3, 3), mode="fan_out").std().item()
+    assert stem.weight[:, :, ~outside].std().item() == pytest.approx(spread, rel=0.15)
+
+
+def test_pretrained_kernels_stay_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    from timm_robust import models
+
+    monkeypatch.setattr(models, "_has_weights", lambda name: True)
+    create = models._create
+    monkeypatch.setattr(models, "_create", lambda *a, pretrained=False, **k: create(*a, **k))
+    assert type(build("resnet18", 32, pretrained=True).model.conv1) is nn.Conv2d

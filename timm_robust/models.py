@@ -245,7 +245,8 @@ def _create_timm(
             f"pretrained weights of {name!r} could not be loaded ({type(error).__name__}: {reason}): check the network "
             f"or the cache, or train from scratch (pretrained=False)"
         ) from error
-    stems.replay(network, plan.surgery)
+    surgery = {key: value for key, value in plan.surgery.items() if not (pretrained and key == "centre")}
+    stems.replay(network, surgery)
     cfg = getattr(network, "pretrained_cfg", None) or {}
     mean, std = record.mean, record.std
     if pretrained:
@@ -257,7 +258,7 @@ def _create_timm(
         model_kwargs=kwargs,
         mean=mean,
         std=std,
-        stem=plan.surgery,
+        stem=surgery,
         registered_by=None if module.split(".")[0] == "timm" else module,
         pretrained=(cfg.get("tag") or True) if pretrained else False,
     )

@@ -6,7 +6,7 @@ looked up by model name. A plan is made on a shadow of the model (meta device: s
 
     candidates of create_model kwargs (img_size, patch_size, window_size) that the model accepts
       -> trace one forward: which convolution or pooling divides the resolution, at which level of the network
-      -> stride 1 on the first levels, pure poolings removed, until the target is met
+      -> stride 1 on the first levels, pure poolings removed, wide kernels cut to 3x3, until the target is met
       -> kept if a forward at the real size works
 
 and then replayed on the real model, or later on a rebuilt one: `replay` needs the record only.
@@ -125,8 +125,50 @@ def make_plan(
     return plan
 
 
+class CentreConv2d(nn.Conv2d):
+    """A convolution that uses the central 3x3 of a wider kernel; the weight keeps its shape, and timm's name.
+
+    CIFAR networks have a 3x3 stem for a reason: behind a 7x7 one at full resolution, one-step adversarial training
+    collapses where it otherwise holds (tests/test_collapse.py fails with it).
+    """
+
+    @classmethod
+    def of(cls, conv: nn.Conv2d) -> CentreConv2d:
+        """`conv` with zeros outside its centre, and the centre scaled to the variance of a fresh 3x3 kernel."""
+        new = cls(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,  # type: ignore[arg-type]
+            stride=conv.stride,  # type: ignore[arg-type]
+            dilation=conv.dilation,  # type: ignore[arg-type]
+            groups=conv.groups,
+            bias=conv.bias is not None,
+            device="meta",
+        )
+        new.weight, new.bias = conv.weight, conv.bias
+        scale = math.sqrt(math.prod(conv.kernel_size)) / 3
+        with torch.no_grad():
+            centre = new.centre().clone()
+            new.weight.zero_()
+            new.centre().copy_(centre * scale)
+        return new
+
+    def centre(self) -> torch.Tensor:
+        """The part of the weight that is used, [out, in, 3, 3]."""
+        top, left = ((side - 3) // 2 for side in self.kernel_size)
+        return self.weight[:, :, top : top + 3, left : left + 3]
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return nn.functional.conv2d(
+            images, self.centre(), self.bias, self.stride, self.dilation, self.dilation, self.groups
+        )
+
+
 def replay(model: nn.Module, surgery: dict[str, Any]) -> None:
-    """Apply recorded surgery in place: strides, paddings, and poolings that become the identity. Weights stay."""
+    """Apply recorded surgery in place: strides, paddings, centres, and poolings that become the identity.
+
+    Only fresh weights are cut to their centre: surgery for pretrained ones has no `centre`.
+    """
     for name, stride in surgery.get("stride", {}).items():
         module: Any = model.get_submodule(name)
         module.stride = stride if isinstance(module.stride, int) else (stride, stride)
@@ -135,9 +177,15 @@ def replay(model: nn.Module, surgery: dict[str, Any]) -> None:
     for name, padding in surgery.get("padding", {}).items():
         convolution: Any = model.get_submodule(name)
         convolution.padding = padding if isinstance(padding, str) else tuple(padding)
+    for name in surgery.get("centre", []):
+        _replace(model, name, CentreConv2d.of(model.get_submodule(name)))  # type: ignore[arg-type]
     for name in surgery.get("remove", []):
-        parent, _, child = name.rpartition(".")
-        model.get_submodule(parent)._modules[child] = nn.Identity()
+        _replace(model, name, nn.Identity())
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    model.get_submodule(parent)._modules[child] = module
 
 
 def trace_levels(model: nn.Module, size: int, in_chans: int) -> list[Level]:
@@ -285,6 +333,7 @@ def _surgery(model: nn.Module, levels: list[Level], excess: int) -> dict[str, An
     strides: dict[str, int] = {}
     paddings: dict[str, Any] = {}
     remove: list[str] = []
+    centre: list[str] = []
     for level in levels:
         if excess <= 1:
             break
@@ -296,10 +345,17 @@ def _surgery(model: nn.Module, levels: list[Level], excess: int) -> dict[str, An
                 remove.append(name)
                 continue
             strides[name] = new
+            if new == 1 and _is_wide(module):
+                centre.append(name)
             padding = _padding(module, new)
             if padding is not None:
                 paddings[name] = padding
-    return {"stride": strides, "padding": paddings, "remove": remove}
+    return {"stride": strides, "padding": paddings, "remove": remove, "centre": centre}
+
+
+def _is_wide(module: nn.Module) -> bool:
+    """Whether it is a plain convolution with an odd kernel wider than 3x3, which has a centre."""
+    return type(module) is nn.Conv2d and all(k > 3 and k % 2 for k in module.kernel_size) and module.groups == 1
 
 
 def _padding(module: Any, stride: int) -> list[int] | str | None:
