@@ -218,6 +218,91 @@ def test_project_is_the_nearest_point():
     assert torch.allclose(project(far, images, ball), images + torch.tensor([[[[0.2, -0.15]]]]))
 
 
+@pytest.mark.parametrize("reach", [0.5, 1.0, 2.5])
+@pytest.mark.parametrize("threat", [LINF, L2], ids=str)
+def test_reach_is_the_balls_radius(small_model, images, targets, threat, reach):
+    images = images / 5 + 0.3  # far enough from 0 and 1
+    settings = {} if reach == 1 else {"reach": reach}
+    delta = Attacker(small_model, threat)(images, targets, Rude, value=7.0, **settings) - images
+    size = delta.abs().amax((1, 2, 3)) if threat.norm == "Linf" else delta.flatten(1).norm(dim=1)
+    assert torch.allclose(size, torch.full((6,), reach * threat.eps), rtol=1e-4)
+    at_the_edge = project(torch.full_like(images, 7.0), images + 0.45, threat, reach)
+    assert at_the_edge.max() <= 1
+
+
+class From(Attack):
+    """Returns a shifted start, to see what reaches `forward`."""
+
+    def __init__(self, model: nn.Module, eps: float) -> None:
+        super().__init__("From", model)
+        self.eps = eps
+
+    def forward(self, images, labels, start, factor=1.0):
+        return images + factor * start
+
+
+def test_context_goes_to_the_attack(small_model, images, targets):
+    attacker = Attacker(small_model, LINF)
+    images, start = images * 0.5 + 0.2, torch.rand(images.shape) * LINF.eps
+    for attack in (From, attacker.build(From)):
+        assert torch.allclose(attacker(images, targets, attack, start), images + start)
+        assert torch.allclose(attacker(images, targets, attack, start, 0.5, bn="train"), images + 0.5 * start)
+    assert attacker.build(From) is attacker.build(From), "kept, so that it can be asked for what it found"
+    assert attacker.build(From) is not attacker.build(From, eps=0.1)
+
+
+@pytest.mark.parametrize("threat", [LINF, L2], ids=str)
+@pytest.mark.parametrize("name", ["fgsm", "ffgsm", "pgd"])
+def test_extra_steps_raise_the_loss_inside_the_ball(small_model, images, targets, name, threat):
+    small_model.eval()
+    losses, attacker = [], Attacker(small_model, threat)
+    for extra in (0, 1, 3):
+        attacker.extra_steps = extra
+        torch.manual_seed(0)
+        settings = {"steps": 1, "alpha": threat.eps / 10} if name == "pgd" else {}
+        adversarial = attacker(images, targets, name, **settings)
+        delta = adversarial - images
+        size = delta.abs().max() if threat.norm == "Linf" else delta.flatten(1).norm(dim=1).max()
+        assert size <= threat.eps + 1e-6 and adversarial.min() >= 0 and adversarial.max() <= 1
+        assert not adversarial.requires_grad
+        losses.append(nn.functional.cross_entropy(small_model(adversarial), targets).item())
+    assert losses[0] < losses[1] < losses[2]
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in small_model.parameters())
+
+
+@pytest.mark.parametrize("threat", [LINF, L2], ids=str)
+def test_extra_steps_by_hand(images, targets, threat):
+    """Steps of eps / 2 on cross-entropy, from where the attack ended."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.SiLU(), nn.Flatten(), nn.Linear(144, 10)).double().eval()
+    images, attacker = images.double(), Attacker(model, threat)
+    expected = attacker(images, targets, "fgsm")
+    attacker.extra_steps = 2
+    found = attacker(images, targets, "fgsm")
+    for _ in range(2):
+        expected.requires_grad_(True)
+        nn.functional.cross_entropy(model(expected).float(), targets).backward()
+        gradient = expected.grad
+        if threat.norm == "Linf":
+            moved = expected.detach() + threat.eps / 2 * gradient.sign()
+            moved = torch.maximum(torch.minimum(moved, images + threat.eps), images - threat.eps)
+        else:
+            moved = expected.detach() + threat.eps / 2 * torch.stack([g / g.norm() for g in gradient])
+            delta = [d * min(1.0, threat.eps / d.norm().item()) for d in moved - images]
+            moved = images + torch.stack(delta)
+        expected = moved.clamp(0, 1)
+    assert torch.allclose(found, expected, atol=1e-9)
+
+
+@pytest.mark.parametrize(("bn", "moves"), [("eval", False), ("frozen", False), ("train", True)])
+def test_extra_steps_keep_the_batchnorm_policy(small_model, images, targets, bn, moves):
+    attacker = Attacker(small_model, LINF)
+    attacker.extra_steps = 2
+    norm = next(module for module in small_model.modules() if isinstance(module, nn.BatchNorm2d))
+    attacker(images, torch.softmax(torch.rand(6, 10), 1), "fgsm", bn=bn)
+    assert norm.num_batches_tracked.item() == (3 if moves else 0) and norm.training
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import timm_robust
-from timm_robust import checkpoint, engine
+from timm_robust import checkpoint, snapshots
 from timm_robust.engine import Engine
 from timm_robust.errors import RunFailed, UserError
 from timm_robust.plugin import get_manager
@@ -165,7 +165,7 @@ def test_full_disk_costs_an_epochs_files_and_not_the_run(train_small, monkeypatc
             raise OSError(28, "No space left on device")
         original(folder, state)
 
-    monkeypatch.setattr(engine, "save_state", full)
+    monkeypatch.setattr(snapshots, "save_state", full)
     result = train_small(epochs=2)
     assert calls == [1, 2] and len(result.history) == 2
     assert "No space left on device" in capfd.readouterr().err
@@ -179,7 +179,7 @@ def test_full_disk_at_the_end_rescues_the_model(train_small, monkeypatch):
             raise OSError(28, "No space left on device")
         original(folder, model, card)
 
-    monkeypatch.setattr(engine, "save_model", full)
+    monkeypatch.setattr(snapshots, "save_model", full)
     monkeypatch.setattr(checkpoint, "save_model", full)
     with pytest.raises(RunFailed, match=r"it is in .*rescued") as failure:
         train_small(epochs=1)

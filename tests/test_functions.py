@@ -17,7 +17,8 @@ from timm_robust.errors import UserError
 from timm_robust.models import build_model
 from timm_robust.optim import Schedule, build_optimizer
 from timm_robust.plugin import get_manager
-from timm_robust.recipe import PRESETS, Recipe, make_recipe
+from timm_robust.presets import PRESETS, make_recipe
+from timm_robust.recipe import Recipe
 from timm_robust.testing import Bench
 from timm_robust.threat import make_threat
 
@@ -320,6 +321,86 @@ def test_multistep_keeps_its_epochs_with_a_warm_up():
 
 def test_constant():
     assert (curve(make_recipe("default", {}, {"epochs": 2, "schedule": "constant"}))[0] == 0.2).all()
+
+
+def piecewise(points: str, epochs: int = 20, lr: float = 0.3) -> Recipe:
+    return make_recipe("default", {}, {"epochs": epochs, "lr": lr, "schedule": "piecewise", "points": points})
+
+
+def test_piecewise():
+    """Straight between the points; the first step has the first factor and the last step the last."""
+    rates, momenta = curve(piecewise("0:0,0.4:1,1:0"))
+    share = np.arange(100) / 99
+    assert np.allclose(rates, 0.3 * np.where(share < 0.4, share / 0.4, (1 - share) / 0.6), atol=1e-12)
+    assert rates[0] == rates[-1] == 0 and (momenta == 0.9).all()
+    rates, _ = curve(piecewise(" 0:2 , 1:0.5"))
+    assert np.allclose(rates, 0.3 * (2 - 1.5 * share), rtol=1e-12)
+
+
+def test_piecewise_jumps_where_a_share_comes_twice():
+    rates, _ = curve(piecewise("0:1,0.5:1,0.5:0.1,1:0.1"))
+    assert np.allclose(rates, np.repeat([0.3, 0.03], 50), rtol=1e-12)
+    third, share = 33 / 99, np.arange(100) / 99
+    rates, _ = curve(piecewise(f"0:0,0.1:1,{third}:0.1,{third}:0.05,1:0"))
+    assert rates[32] > 0.03 > 0.3 * 0.05 == rates[33], "at the jump itself the later factor"
+    late = share >= third
+    assert np.allclose(rates[late], 0.3 * 0.05 * (1 - share[late]) / (1 - third), atol=1e-12)
+
+
+def test_piecewise_of_a_single_step_and_beyond_the_end():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.3)
+    schedule = Schedule(optimizer, piecewise("0:0.5,1:0.25", epochs=1), 1)
+    assert optimizer.param_groups[0]["lr"] == 0.15
+    for _ in range(3):
+        optimizer.step()
+        schedule.step()
+    assert optimizer.param_groups[0]["lr"] == 0.075
+
+
+@pytest.mark.parametrize("schedule", ["piecewise", "constant", "cyclic", "onecycle", "cosine"])
+def test_schedule_resumes(schedule):
+    recipe = make_recipe("default", {}, {"epochs": 4, "schedule": schedule})
+    expected, _ = curve(recipe)
+    made = []
+    for _ in range(2):
+        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=recipe.lr, momentum=0.9)
+        made.append((optimizer, Schedule(optimizer, recipe, STEPS)))
+    (one, running), (other, resumed) = made
+    for _ in range(7):
+        one.step()
+        running.step()
+    other.load_state_dict(one.state_dict())
+    resumed.load_state_dict(running.state_dict())
+    rates = []
+    for _ in range(7, 20):
+        rates.append(other.param_groups[0]["lr"])
+        other.step()
+        resumed.step()
+    assert np.allclose(rates, expected[7:], rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "points",
+    [
+        "",
+        "0.5",
+        "0:1",
+        "0:0,0.4:1",
+        "0.1:0,1:0",
+        "0:0,0.6:1,0.4:1,1:0",
+        "0:0,0.5:-1,1:0",
+        "0:0,1:0,1.5:1",
+        "0:0,half:1,1:0",
+        "0:0;0.4:1;1:0",
+        "0:0:1,1:0",
+        "0:nan,1:0",
+        "0:0,nan:1,1:0",
+        "0:inf,1:0",
+    ],
+)
+def test_piecewise_points_are_checked(points):
+    with pytest.raises(UserError, match=r"'points' is '.*': expected share:factor pairs such as 0:0,0.4:1,1:0"):
+        curve(piecewise(points))
 
 
 # recipes

@@ -14,8 +14,9 @@ from timm_robust.errors import UserError, unknown
 from timm_robust.manifest import RunFolder, config_hash
 from timm_robust.plugin import get_manager
 from timm_robust.plugin.options import parse_options, to_dict
+from timm_robust.presets import default_preset, make_recipe
 from timm_robust.progress import Display
-from timm_robust.recipe import as_dict, default_preset, make_recipe
+from timm_robust.recipe import as_dict
 from timm_robust.result import TrainResult
 from timm_robust.threat import make_threat, parse_eps
 from timm_robust.versions import hardware, versions
@@ -132,8 +133,7 @@ def train(
 
     if precision not in PRECISIONS:
         raise unknown("precision", precision, PRECISIONS)
-    for name in test_attacks:
-        parse_measure(name)
+    test_attacks = [parse_measure(name).name for name in test_attacks]
     with _decoding(display) as progress:
         bundle = load_data(
             data,
@@ -241,7 +241,7 @@ def _final(
     engine: Any,
 ) -> Evaluation:
     """The best checkpoint on the test split, which nothing has seen before."""
-    from timm_robust.checkpoint import load
+    from timm_robust.checkpoint import find_checkpoint, load
     from timm_robust.data import as_tensors
     from timm_robust.evaluation import evaluate_model
     from timm_robust.evaluation.budget import affordable
@@ -261,7 +261,7 @@ def _final(
             result.threat,
             attacks=attacks,
             seed=seed,
-            checkpoint=str(result.output / "best"),
+            checkpoint=str(find_checkpoint(result.output)),
             data=bundle.name,
             examples=examples,
             progress=progress,
@@ -333,6 +333,7 @@ def evaluate(
             device="cpu",
             data_dir=data_dir,
             download=download,
+            test_only=True,
             progress=progress,
         )
     if n_examples is not None and n_examples > len(bundle.test):

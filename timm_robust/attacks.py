@@ -169,6 +169,10 @@ class Attacker:
         threat: the ball that every result is held to.
         autocast: makes the context in which the model runs (mixed precision).
         gradient_scale: power of two by which gradients are multiplied on the way down; exact, undone by sign and norm.
+
+    Attributes:
+        view: the model as attacks see it.
+        extra_steps: PGD steps of eps / 2 on cross-entropy that follow every attack; what escalation turns up.
     """
 
     def __init__(
@@ -177,6 +181,7 @@ class Attacker:
         self.model = model
         self.threat = threat
         self.view = AttackView(model, autocast, gradient_scale)
+        self.extra_steps = 0
         self._attacks: dict[Any, Attack] = {}
 
     def __call__(
@@ -184,8 +189,9 @@ class Attacker:
         images: Tensor,
         targets: Tensor,
         attack: str | type[Attack] | Attack = "pgd",
-        *,
+        *context: Any,
         bn: str = "eval",
+        reach: float = 1.0,
         **settings: Any,
     ) -> Tensor:
         """Adversarial images for a batch.
@@ -195,7 +201,9 @@ class Attacker:
             targets: int64 [N] classes, or float [N, K] soft labels where the attack's loss takes them.
             attack: a torchattacks name ("pgd", "fgsm", "ffgsm", "tpgd", "apgd", ...), a subclass of
                 `torchattacks.attack.Attack`, or a ready object (whose model must then be `attacker.view`).
+            *context: further arguments of the attack's `forward`, such as a start for each image.
             bn: BatchNorm policy while crafting, see `crafting`.
+            reach: radius of the ball that the result is held to, in eps; above 1 only for methods that train outside.
             **settings: constructor arguments of the attack; `eps` is the threat's unless given.
 
         Returns:
@@ -205,8 +213,21 @@ class Attacker:
         if isinstance(ready, torchattacks.PGDL2):
             images = images.contiguous()  # its `view` fails on channels_last strides
         with torch.enable_grad(), crafting(self.model, bn), _own_randomness(ready, images.device):
-            adversarial = ready(images, targets)
-        return project(adversarial.detach(), images, self.threat)
+            adversarial = project(ready(images, targets, *context).detach(), images, self.threat, reach)
+            for _ in range(self.extra_steps):
+                adversarial = self._step_on(adversarial, images, targets, reach)
+        return adversarial
+
+    def _step_on(self, adversarial: Tensor, images: Tensor, targets: Tensor, reach: float) -> Tensor:
+        """One more step of PGD from where an attack ended."""
+        adversarial.requires_grad_(True)
+        loss = nn.functional.cross_entropy(self.view(adversarial), targets)
+        (gradient,) = torch.autograd.grad(loss, adversarial)
+        if self.threat.norm == "Linf":
+            direction = gradient.sign()
+        else:
+            direction = gradient / gradient.flatten(1).norm(dim=1).clamp(min=1e-12).view(-1, 1, 1, 1)
+        return project(adversarial.detach() + self.threat.eps / 2 * direction, images, self.threat, reach)
 
     def build(self, attack: str | type[Attack], **settings: Any) -> Attack:
         """The torchattacks object for a name or class; kept, so that a training loop builds it once."""
@@ -240,17 +261,19 @@ def _own_randomness(attack: Attack, device: torch.device) -> Iterator[None]:
         yield
 
 
-def project(adversarial: Tensor, images: Tensor, threat: Threat) -> Tensor:
+def project(adversarial: Tensor, images: Tensor, threat: Threat, reach: float = 1.0) -> Tensor:
     """The nearest point inside the ball and inside [0, 1]; pixels that are NaN or infinite become the clean ones.
 
     Args:
         adversarial, images: float [N, C, H, W]; `images` in [0, 1].
+        reach: radius of the ball in eps.
     """
+    radius = reach * threat.eps
     adversarial = torch.where(adversarial.isfinite(), adversarial, images)
     if threat.norm == "Linf":
-        lower, upper = (images - threat.eps).clamp_(min=0), (images + threat.eps).clamp_(max=1)
+        lower, upper = (images - radius).clamp_(min=0), (images + radius).clamp_(max=1)
         return torch.minimum(torch.maximum(adversarial, lower), upper)
     delta = adversarial - images
     length = delta.flatten(1).norm(dim=1).clamp(min=1e-12).view(-1, 1, 1, 1)
-    inside = images + delta * (threat.eps / length).clamp(max=1)
+    inside = images + delta * (radius / length).clamp(max=1)
     return inside.clamp(0, 1)  # moves each pixel towards its clean value, so the ball is kept

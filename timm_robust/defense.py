@@ -12,7 +12,7 @@ several processes. Plain PGD training overrides nothing but `loss`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,7 +39,8 @@ class Perturbed:
     """What `perturb` hands to `loss`.
 
     Attributes:
-        images: float [B, C, H, W] in [0, 1], inside the threat around the batch's images.
+        images: float [B, C, H, W] in [0, 1], inside the threat around the batch's images. A leaf that requires grad
+            gets the input gradient of the update's own backward, for `commit` to use (free adversarial training).
         extras: anything else that the loss or the commit wants.
     """
 
@@ -58,10 +59,12 @@ class Run:
         threat: norm and radius.
         recipe: the training settings.
         num_classes, num_train, image_size: sizes; `num_train` counts the samples that `Batch.index` numbers.
+        frame_size: side of the frame that `Batch.view` counts in, None where each image has its own.
         device: where batches live.
         epochs, steps_per_epoch: length of the run; steps are batches of this process.
         seed: the run's seed.
         output: the run's folder.
+        say: prints one lasting line for the user, on the first process only.
     """
 
     model: nn.Module
@@ -77,6 +80,9 @@ class Run:
     steps_per_epoch: int
     seed: int
     output: Path
+    frame_size: int | None = None
+    in_chans: int = 3
+    say: Callable[[str], None] = field(default=lambda _: None)
 
 
 class Defense:
@@ -87,6 +93,21 @@ class Defense:
     """
 
     run: Run
+
+    norms: tuple[str, ...] = ("Linf", "L2")
+    """Norms of the threat that the method can train against."""
+
+    adversarial = True
+    """Whether robustness is what the method is after; the watch for catastrophic overfitting asks."""
+
+    differentiates_twice = False
+    """Whether the loss holds an input gradient; torch.compile cannot serve such a method."""
+
+    replays = 1
+    """Steps on each batch before the next one comes, counted by the schedule: free adversarial training has several."""
+
+    reach = 1.0
+    """Radius in eps of the ball that training images are held to; above 1 where a method trains outside on purpose."""
 
     def __init__(self, options: Options) -> None:
         self.options = options
@@ -122,9 +143,15 @@ class Defense:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` gave."""
 
-    def attack(self, images: Tensor, targets: Tensor, attack: Any = "pgd", **settings: Any) -> Tensor:
+    def may_be_best(self, epoch: int) -> bool:
+        """Whether the weights after `epoch` (from 0) may become best/; no in the middle of a training cycle."""
+        return True
+
+    def attack(
+        self, images: Tensor, targets: Tensor, attack: Any = "pgd", *context: Any, bn: str = "eval", **settings: Any
+    ) -> Tensor:
         """Adversarial images through torchattacks, behind the guard: see `timm_robust.attacks.Attacker`."""
-        return self.run.attacker(images, targets, attack, **settings)
+        return self.run.attacker(images, targets, attack, *context, bn=bn, reach=self.reach, **settings)
 
     def pgd_settings(self) -> dict[str, Any]:
         """Settings of PGD from the options of this method; steps of 2/255 at 8/255, in proportion elsewhere."""

@@ -6,6 +6,7 @@
             output = defense.loss(batch, perturbed)      wrapped module, under autocast
             backward; every `accumulate` batches: clip, optimizer step, schedule, moving average
             defense.commit(batch, perturbed, output)
+            now and then: watch for catastrophic overfitting
         check on the validation split                    clean and robust accuracy, random state kept
         metrics.jsonl, best/ (by robust, then clean accuracy), last/ with everything that resuming needs
 
@@ -15,10 +16,9 @@ epoch ends with the same weights as an uninterrupted one.
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,16 +31,18 @@ from torch import Tensor
 
 from timm_robust.accelerator import FP16_GRADIENT_SCALE, make_accelerator
 from timm_robust.attacks import Attacker
-from timm_robust.checkpoint import load_state, rescue, save_model, save_state, write_text
-from timm_robust.data import DataBundle, make_eval_loader, make_train_loader
+from timm_robust.data import Batch, DataBundle, make_eval_loader, make_train_loader
 from timm_robust.defense import Defense, Run
-from timm_robust.errors import RunFailed
+from timm_robust.errors import RunFailed, UserError
 from timm_robust.evaluation.accuracy import accuracy, parse_measure, verdicts
 from timm_robust.models import PixelModel
 from timm_robust.optim import Schedule, build_optimizer
+from timm_robust.overfitting import Collapsed, Watch
+from timm_robust.passes import PassCounter
 from timm_robust.plugin.manager import Observers
 from timm_robust.progress import Display
 from timm_robust.recipe import Recipe
+from timm_robust.snapshots import end_early, keep, restore, was_stopped
 from timm_robust.threat import Threat
 
 
@@ -92,18 +94,21 @@ class Engine:
             workers=job.workers,
             shard=(self.accelerator.process_index, self.accelerator.num_processes),
         )
-        self.steps = len(self.loader)
+        self.defense = job.defense
+        _require_fit(job)
+        self.steps = len(self.loader) * self.defense.replays
         optimizer = build_optimizer(self.bare, recipe)
         self.schedule = Schedule(optimizer, recipe, math.ceil(self.steps / recipe.accumulate))
+        self.counter = PassCounter(self.bare, on=not job.compile)
         if job.compile:
             self.bare.compile()
         self.model, self.optimizer = self.accelerator.prepare(self.bare, optimizer)
         scale = FP16_GRADIENT_SCALE if job.precision == "fp16" else 1.0
         self.attacker = Attacker(self.bare, job.threat, autocast=self.accelerator.autocast, gradient_scale=scale)
-        shipped = self.ema.module if self.ema else self.bare
-        self.checker = Attacker(shipped, job.threat, autocast=self.accelerator.autocast, gradient_scale=scale)
-        self.epoch, self.best = 0, (-1.0, -1.0)
-        self.defense = job.defense
+        self.shipped = self.ema.module if self.ema else self.bare
+        self.checker = Attacker(self.shipped, job.threat, autocast=self.accelerator.autocast, gradient_scale=scale)
+        self.watch = Watch(self, recipe)
+        self.epoch, self.best, self.returns = 0, (-1.0, -1.0), 0
         self.run = Run(
             model=self.model,
             bare=self.bare,
@@ -118,6 +123,9 @@ class Engine:
             steps_per_epoch=self.steps,
             seed=job.seed,
             output=job.output,
+            frame_size=self.loader.frame_size,
+            in_chans=job.data.in_chans,
+            say=self.display.say,
         )
 
     def fit(self) -> list[dict[str, Any]]:
@@ -128,19 +136,28 @@ class Engine:
         """
         job = self.job
         self.defense.setup(self.run)
-        rows = self._resume() if job.resume else []
+        rows = restore(self) if job.resume else []
+        if job.resume:
+            self.display.say(f"resuming after epoch {self.epoch} of {job.recipe.epochs}")
         observers = job.observers
         if observers and self.main:
             observers.run_start(self.run)
         if job.trackers:
             self.accelerator.init_trackers("timm-robust", config={"seed": job.seed, "threat": str(job.threat)})
-        while self.epoch < job.recipe.epochs:
-            row = {"epoch": self.epoch + 1, **self._train_epoch(), **self._check()}
-            rows.append(row)
+        while self.epoch < job.recipe.epochs and not was_stopped(rows):
+            try:
+                row = {"epoch": self.epoch + 1, **self._train_epoch(), **self._check()}
+                self.watch.judge("validation", self._checked(), row["val_clean"], row["val_robust"], self.epoch)
+            except Collapsed as found:
+                if found.event.answer == "stop":
+                    end_early(self, rows)
+                    break
+                rows = self._go_back()
+                continue
             self._keep(row, rows)
-            self._report(row)
             if job.trackers:
-                self.accelerator.log({k: v for k, v in row.items() if k != "epoch"}, step=self.epoch + 1)
+                numbers = {k: v for k, v in row.items() if isinstance(v, (int, float)) and k != "epoch"}
+                self.accelerator.log(numbers, step=self.epoch + 1)
             if observers and self.main:
                 observers.epoch_end(self.run, self.epoch, row)
             self.epoch += 1
@@ -158,11 +175,13 @@ class Engine:
         recipe, device = self.job.recipe, self.device
         totals: dict[str, Tensor] = {}
         correct, seen = torch.zeros((), device=device), 0
-        set_seed(self.job.seed + 1_000_003 * (self.epoch + 1) + 7_919 * self.accelerator.process_index)
+        draws = 1_000_003 * (self.epoch + 1) + 7_919 * self.accelerator.process_index + 104_729 * self.returns
+        set_seed(self.job.seed + draws)
         self.bare.train()
+        passes_before = self.counter.passes
         self.defense.on_epoch_start(self.epoch)
         with self.display.bar(f"epoch {self.epoch + 1}/{recipe.epochs}", self.steps):
-            for step, batch in enumerate(self.loader.epoch(self.epoch)):
+            for step, batch in enumerate(self._batches()):
                 update = (step + 1) % recipe.accumulate == 0 or step + 1 == self.steps
                 with nullcontext() if update else self.accelerator.no_sync(self.model):
                     perturbed = self.defense.perturb(batch)
@@ -180,6 +199,8 @@ class Engine:
                     correct += (output["logits"].detach().argmax(1) == batch.targets).sum()
                 if device.type == "cpu" or step % 50 == 49 or step + 1 == self.steps:
                     self._require_finite(totals["loss"], step)
+                if self.watch.due(step + 1, self.counter.passes):
+                    self._look(step + 1)
                 if self.display.due():
                     status = f"loss {totals['loss'].item() / seen:.3f}  {self.display.status}"
                     self.display.advance(step + 1, status=status)
@@ -190,8 +211,15 @@ class Engine:
         metrics = {f"train_{name}": total.item() / seen for name, total in totals.items()}
         metrics["train_accuracy"] = correct.item() / seen
         metrics["lr"] = self.optimizer.param_groups[0]["lr"]
+        metrics["passes"] = round((self.counter.passes - passes_before) * self.defense.replays / seen, 3)
         metrics["seconds"] = round(time.perf_counter() - started, 2)
         return metrics
+
+    def _batches(self) -> Iterator[Batch]:
+        """The epoch's batches, each as often in a row as the method replays it."""
+        for batch in self.loader.epoch(self.epoch):
+            for _ in range(self.defense.replays):
+                yield batch
 
     def _update(self, clip: float) -> None:
         if clip:
@@ -227,15 +255,21 @@ class Engine:
         """Clean and robust accuracy on the held-out split, in eval mode, with the random state kept."""
         started = time.perf_counter()
         job, recipe = self.job, self.job.recipe
-        n = min(recipe.check_examples or len(job.data.val), len(job.data.val))
+        n = len(self._checked())
         done: dict[str, float] = {}
         for key, name in (("val_clean", "clean"), ("val_robust", recipe.check_attack)):
             batches = make_eval_loader(
                 job.data.val, batch_size=max(recipe.batch_size, 250), device=self.device, n_examples=n
             )
-            done[key] = accuracy(verdicts(parse_measure(name), self.checker, batches, seed=job.seed))
+            with self.counter.paused():
+                done[key] = accuracy(verdicts(parse_measure(name), self.checker, batches, seed=job.seed))
         self.display.status = f"validation: clean {done['val_clean']:.1%} robust {done['val_robust']:.1%}"
         return {**done, "check_seconds": round(time.perf_counter() - started, 2)}
+
+    def _checked(self) -> Tensor:
+        """Classes of the validation images that are checked."""
+        labels = torch.from_numpy(self.job.data.val.labels)
+        return labels[: self.job.recipe.check_examples or None]
 
     def _report(self, row: dict[str, Any]) -> None:
         self.display.say(
@@ -245,56 +279,36 @@ class Engine:
         )
 
     def _keep(self, row: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-        """Writes best/, last/ and metrics.jsonl; a full disk costs this epoch's files and not the run."""
+        """Ends an epoch: is it the best, what was seen in it, and everything written."""
         score = (row["val_robust"], row["val_clean"])
-        row["best"] = score > self.best
-        self.best = max(score, self.best)
-        if not self.main:
-            return
-        output, model = self.job.output, self.ema.module if self.ema else self.bare
-        card = {**self.job.card, "epoch": row["epoch"], "metrics": {k: v for k, v in row.items() if k != "epoch"}}
-        steps: list[Callable[[], None]] = [lambda: write_text(output / "metrics.jsonl", _as_lines(rows))]
-        if row["best"]:
-            steps.append(lambda: save_model(output / "best", model, card))
-        steps += [lambda: save_model(output / "last", model, card), lambda: save_state(output / "last", self._state())]
-        try:
-            for step in steps:
-                step()
-        except OSError as error:
-            if self.epoch + 1 == self.job.recipe.epochs:
-                raise RunFailed(rescue(model, card, output, error)) from error
-            self.display.warn(
-                f"epoch {row['epoch']} could not be saved ({error}); training goes on, the next epoch tries again"
-            )
+        row["best"] = score > self.best and self.defense.may_be_best(self.epoch)
+        self.best = score if row["best"] else self.best
+        row.update(self.watch.take())
+        rows.append(row)
+        if self.main:
+            keep(self, row, rows)
+        self._report(row)
 
-    def _state(self) -> dict[str, Any]:
-        return {
-            "epoch": self.epoch + 1,
-            "best": list(self.best),
-            "model": self.bare.state_dict(),
-            "ema": self.ema.module.state_dict() if self.ema else None,
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
-            "defense": self.defense.state_dict(),
-        }
+    def _look(self, step: int) -> None:
+        """Looks for catastrophic overfitting in the middle of an epoch."""
+        with self.counter.paused():
+            self.display.status = self.watch.look(self.epoch, step)
 
-    def _resume(self) -> list[dict[str, Any]]:
-        state = load_state(self.job.output / "last")
-        self.epoch, self.best = state["epoch"], tuple(state["best"])
-        self.bare.load_state_dict(state["model"])
-        if self.ema:
-            self.ema.module.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        if self.accelerator.scaler and state["scaler"]:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.defense.load_state_dict(state["defense"])
-        rows = [json.loads(line) for line in (self.job.output / "metrics.jsonl").read_text().splitlines() if line]
-        self.display.say(f"resuming after epoch {self.epoch} of {self.job.recipe.epochs}")
-        return rows[: self.epoch]
+    def _go_back(self) -> list[dict[str, Any]]:
+        """Back to the last sound epoch, to go on with other draws or with a stronger attack."""
+        returns, extra = self.returns + 1, self.attacker.extra_steps
+        self.accelerator.wait_for_everyone()
+        rows = restore(self)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.returns, self.attacker.extra_steps = returns, extra + (self.job.recipe.on_collapse == "escalate")
+        self.display.say(f"going on after epoch {self.epoch}, attack steps added: {self.attacker.extra_steps}")
+        return rows
 
 
-def _as_lines(rows: list[dict[str, Any]]) -> str:
-    """All rows at once and not appended: a resumed run rewrites what an interrupted epoch may have left."""
-    return "".join(json.dumps(row) + "\n" for row in rows)
+def _require_fit(job: Job) -> None:
+    """Refuses what the method cannot do, before anything is trained."""
+    name, defense = job.card.get("method") or type(job.defense).__name__, job.defense
+    if job.threat.norm not in defense.norms:
+        raise UserError(f"method {name!r} knows the norm {' or '.join(defense.norms)} only, not {job.threat.norm}")
+    if job.compile and defense.differentiates_twice:
+        raise UserError(f"method {name!r} differentiates twice, which torch.compile cannot: leave --compile out")

@@ -13,7 +13,8 @@ from rich.table import Table
 from timm_robust.errors import UserError, unknown
 from timm_robust.plugin import get_manager
 from timm_robust.plugin.options import OptionInfo, describe
-from timm_robust.recipe import PRESETS, Recipe
+from timm_robust.presets import PRESETS
+from timm_robust.recipe import Recipe
 
 
 def methods(name: str | None, as_json: bool) -> None:

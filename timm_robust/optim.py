@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import timm.optim
 import timm.scheduler
 import torch
@@ -69,6 +71,12 @@ class Schedule:
             self._torch = torch.optim.lr_scheduler.CyclicLR(
                 optimizer, 0.0, recipe.lr, step_size_up=up, step_size_down=max(1, total - up), cycle_momentum=False
             )
+        elif recipe.schedule == "piecewise":
+            shares, factors = points(recipe)
+            last = max(total - 1, 1)
+            self._torch = torch.optim.lr_scheduler.LambdaLR(
+                optimizer, lambda step: float(np.interp(min(step / last, 1.0), shares, factors))
+            )
         elif recipe.schedule == "constant":
             self._torch = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
         else:
@@ -131,3 +139,24 @@ def milestones(recipe: Recipe) -> list[float]:
             f"recipe setting 'milestones' is {recipe.milestones!r}: expected increasing shares such as 0.5,0.75"
         )
     return marks
+
+
+def points(recipe: Recipe) -> tuple[list[float], list[float]]:
+    """Shares of the run and factors of the rate that a piecewise schedule connects.
+
+    Raises:
+        UserError: not pairs of a share from 0 to 1, never falling, and a factor of at least 0.
+    """
+    try:
+        pairs = [
+            (float(share), float(factor)) for share, factor in (text.split(":") for text in recipe.points.split(","))
+        ]
+    except ValueError:
+        pairs = []
+    shares, factors = [share for share, _ in pairs], [factor for _, factor in pairs]
+    rising = all(one <= other for one, other in pairwise([0.0, *shares, 1.0]))  # no for nan
+    if not pairs or not rising or shares[0] != 0 or shares[-1] != 1 or not all(0 <= f < math.inf for f in factors):
+        raise UserError(
+            f"recipe setting 'points' is {recipe.points!r}: expected share:factor pairs such as 0:0,0.4:1,1:0"
+        )
+    return shares, factors

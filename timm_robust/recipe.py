@@ -5,14 +5,13 @@ A setting comes from, later wins: the defaults here, a named preset, what the de
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from timm_robust.errors import UserError, unknown
-from timm_robust.plugin.options import check_value, option
+from timm_robust.plugin.options import option
 
-SCHEDULES = ("onecycle", "cyclic", "cosine", "step", "multistep", "constant")
+SCHEDULES = ("onecycle", "cyclic", "cosine", "step", "multistep", "piecewise", "constant")
+ANSWERS = ("warn", "stop", "restore", "escalate")
 AUGMENTATIONS = ("crop-flip", "crop", "flip", "none", "inception")
 
 
@@ -33,6 +32,10 @@ class Recipe:
         0.0, help="linear warm-up from 0 before cosine, step or multistep", unit="epochs", low=0
     )
     milestones: str = option("0.5,0.75", help="multistep: where the rate falls, as shares of the epochs")
+    points: str = option(
+        "0:0,0.4:1,1:0",
+        help="piecewise: share of the run and factor of the rate, straight in between; a share given twice is a jump",
+    )
     lr_decay: float = option(0.1, help="step and multistep: factor at each fall", low=0.0, high=1.0)
     peak: float = option(
         0.3, help="onecycle and cyclic: where the rate peaks, as a share of the run", low=0.0, high=1.0
@@ -54,92 +57,19 @@ class Recipe:
     ema: float = option(0.0, help="decay of the weights' exponential moving average; 0 keeps none", low=0.0, high=1.0)
     check_attack: str = option("pgd-10-1", help="attack of the check on the validation split after each epoch")
     check_examples: int = option(1000, help="validation images in that check; 0 takes all", low=0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Preset:
-    """A named set of recipe values with the reason for them."""
-
-    name: str
-    summary: str
-    source: str
-    values: Mapping[str, Any]
-
-
-PRESETS: dict[str, Preset] = {
-    preset.name: preset
-    for preset in (
-        Preset(
-            name="default",
-            summary="30 epochs, one cycle to 0.2: strong for images of at most 64 pixels at a small budget",
-            source="our choice; one cycle as in fast adversarial training codes",
-            values={},
-        ),
-        Preset(
-            name="digits",
-            summary="ten epochs of AdamW on the embedded 8x8 digits: any network learns in a minute",
-            source="our choice; no mirroring, because a mirrored digit is another character",
-            values={"epochs": 10, "batch_size": 64, "optimizer": "adamw", "lr": 0.002, "augment": "crop"},
-        ),
-        Preset(
-            name="fast",
-            summary="15 epochs, triangular rate 0 -> 0.2 -> 0 peaking half way",
-            source="Wong, Rice, Kolter, Fast is better than free, ICLR 2020 (released code)",
-            values={"epochs": 15, "schedule": "cyclic", "peak": 0.5, "lr": 0.2},
-        ),
-        Preset(
-            name="rice",
-            summary="200 epochs, rate 0.1 divided by ten at 50 % and 75 %, reflect padding",
-            source="Rice, Wong, Kolter, Overfitting in adversarially robust deep learning, ICML 2020 (released code)",
-            values={"epochs": 200, "schedule": "multistep", "milestones": "0.5,0.75", "lr": 0.1, "pad_mode": "reflect"},
-        ),
-        Preset(
-            name="imagenet",
-            summary="100 epochs, rate 0.1 divided by ten at 30, 60 and 90, decay 1e-4 on weights only",
-            source="Xie et al., Smooth Adversarial Training, arXiv:2006.14536 (code; no colour jitter or lighting)",
-            values={
-                "epochs": 100,
-                "schedule": "multistep",
-                "milestones": "0.3,0.6,0.9",
-                "lr": 0.1,
-                "batch_size": 256,
-                "weight_decay": 1e-4,
-                "decay_norm_bias": False,
-                "optimizer": "sgd",
-                "augment": "inception",
-                "warmup_epochs": 5.0,
-            },
-        ),
+    on_collapse: str = option(
+        "warn",
+        help="catastrophic overfitting: warn; stop; restore the last sound epoch and go on with other draws; escalate: "
+        "restore it and go on with one attack step more",
+        choices=ANSWERS,
     )
-}
-
-
-def default_preset(data: str, image_size: int) -> str:
-    """The preset for a run that names none: by data set and image size."""
-    if data == "digits":
-        return "digits"
-    return "default" if image_size <= 64 else "imagenet"
-
-
-def make_recipe(preset: str, recommended: Mapping[str, Any], chosen: Mapping[str, Any]) -> Recipe:
-    """The recipe of a run: defaults < preset < the defense's recommendation < the user.
-
-    Raises:
-        UserError: unknown preset or setting, or a value out of its bounds.
-    """
-    if preset not in PRESETS:
-        raise unknown("recipe", preset, PRESETS, hint="see timm-robust recipes")
-    known = {field.name: field for field in fields(Recipe)}
-    values: dict[str, Any] = {}
-    for source in (PRESETS[preset].values, recommended, chosen):
-        for name, value in source.items():
-            if name not in known:
-                raise unknown("recipe setting", name, known, hint="see timm-robust recipes")
-            values[name] = check_value(known[name], value, owner="recipe setting")
-    recipe = replace(Recipe(), **values)
-    if recipe.peak in (0.0, 1.0) and recipe.schedule in ("onecycle", "cyclic"):
-        raise UserError(f"recipe setting 'peak' is {recipe.peak:g}: expected a share between 0 and 1, both excluded")
-    return recipe
+    watch_every: int = option(
+        0,
+        help="steps between two looks at fixed training images for catastrophic overfitting; 0 for 2 % of the passes",
+        unit="steps",
+        low=0,
+    )
+    watch_examples: int = option(128, help="images in such a look", low=1)
 
 
 def as_dict(recipe: Recipe) -> dict[str, Any]:

@@ -26,12 +26,12 @@ import torch
 from torch import Tensor, nn
 
 from timm_robust.attacks import Attacker
-from timm_robust.data.batch import Batch
+from timm_robust.data.batch import Batch, View
 from timm_robust.defense import Defense, Perturbed, Run, StepOutput
 from timm_robust.models import PixelModel, build_model
 from timm_robust.plugin import get_manager
 from timm_robust.plugin.options import describe, parse_options, to_dict
-from timm_robust.recipe import make_recipe
+from timm_robust.presets import make_recipe
 from timm_robust.threat import make_threat
 
 IMAGE_SIZE = 16
@@ -106,13 +106,16 @@ class Bench:
             steps_per_epoch=10,
             seed=0,
             output=Path(tempfile.gettempdir()),
+            frame_size=IMAGE_SIZE + 4,
         )
         defense = manager.load_target(method)(options)
         defense.setup(run)
         defense.on_epoch_start(0)
         model.train()
         pixels = torch.rand(images, 3, IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().manual_seed(1))
-        batch = Batch(pixels, torch.arange(images) % num_classes, torch.arange(images))
+        corner, side = torch.arange(images) % 5, torch.full((images,), IMAGE_SIZE)
+        view = View(corner, corner.flip(0), side, side, corner % 2 == 0)
+        batch = Batch(pixels, torch.arange(images) % num_classes, torch.arange(images), view)
         return cls(defense, model, run, batch)
 
     def step(self, seed: int = 0) -> tuple[Perturbed, StepOutput]:
@@ -193,11 +196,11 @@ def check_gradient_everywhere(method: str) -> None:
 
 
 def check_threat_kept(method: str) -> None:
-    """Adversarial images lie in the ball and in [0, 1]."""
+    """Adversarial images lie in [0, 1] and in the ball, or as far outside as the method's `reach` says."""
     bench = Bench.make(method)
-    images = bench.step()[0].images
-    far = (images - bench.batch.images).abs().max().item()
-    _require(far <= bench.run.threat.eps + 1e-6, f"{method!r} leaves the ball: {far:g} > {bench.run.threat.eps:g}")
+    images = bench.step()[0].images.detach()
+    far, radius = (images - bench.batch.images).abs().max().item(), bench.defense.reach * bench.run.threat.eps
+    _require(far <= radius + 1e-6, f"{method!r} leaves the ball: {far:g} > {radius:g}")
     _require(bool((images >= 0).all() and (images <= 1).all()), f"{method!r} leaves the pixel range")
 
 
@@ -229,7 +232,7 @@ def check_perturb_leaves_no_gradient(method: str) -> None:
     """Crafting writes no `.grad` into the parameters and keeps no graph."""
     bench = Bench.make(method)
     images = bench.defense.perturb(bench.batch).images
-    _require(not images.requires_grad, f"images of {method!r} carry a graph")
+    _require(images.grad_fn is None, f"images of {method!r} carry a graph")
     _require(
         all(p.grad is None for p in bench.model.parameters()), f"{method!r} fills weight gradients while attacking"
     )

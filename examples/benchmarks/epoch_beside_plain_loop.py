@@ -22,8 +22,8 @@ from timm_robust.data.bundle import Split
 from timm_robust.engine import Engine, Job
 from timm_robust.models import PixelModel, build_model
 from timm_robust.plugin import get_manager
+from timm_robust.presets import make_recipe
 from timm_robust.progress import Display
-from timm_robust.recipe import make_recipe
 from timm_robust.threat import make_threat
 
 SMALL = {"layers": [1, 1, 1, 1], "channels": [16, 32, 64, 128]}

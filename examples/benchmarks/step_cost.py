@@ -3,9 +3,9 @@
     python examples/benchmarks/step_cost.py [--k 1 10] [--small] [--device cuda] [--precision bf16] [--json FILE]
 
 The floor of a k-step method: k x (forward + backward to the input) + (forward + full backward) + optimizer step, with
-weight gradients off while attacking and channels_last. Beside it: the engine's step (fgsm-rs for k = 1, else pgd), a
-plain torchattacks loop as people write it, and a loop that calls `.backward()` inside the attack. The four take turns,
-so that a noisy machine disturbs all alike; the ratio is of medians.
+weight gradients off while attacking and channels_last. Beside it: the engine's step (fgsm-rs, n-fgsm and atas for
+k = 1, else pgd), a plain torchattacks loop as people write it, and a loop that calls `.backward()` inside the attack.
+All take turns, so that a noisy machine disturbs all alike; the ratio is of medians.
 """
 
 from __future__ import annotations
@@ -31,21 +31,24 @@ from timm_robust.engine import Engine, Job
 from timm_robust.models import build_model
 from timm_robust.plugin import get_manager
 from timm_robust.plugin.options import parse_options
+from timm_robust.presets import make_recipe
 from timm_robust.progress import Display
-from timm_robust.recipe import make_recipe
 from timm_robust.threat import make_threat
 from timm_robust.versions import hardware, versions
 
 SMALL = {"layers": [1, 1, 1, 1], "channels": [16, 32, 64, 128]}
 
 
-def steps(arguments: argparse.Namespace, k: int) -> dict[str, Callable[[], None]]:
-    """The four ways of one step, by name; all train the same network on the same batch."""
+ONE_STEP = ("fgsm-rs", "n-fgsm", "atas")
+"""Methods that are measured beside the floor for k = 1; beyond it is `pgd`."""
+
+
+def make_engine(arguments: argparse.Namespace, method: str, k: int) -> Engine:
+    """A training run of a method on random images, ready to step."""
     size, n = arguments.image_size, arguments.batch_size
     pixels, labels = torch.rand(4 * n, 3, size, size), torch.arange(4 * n) % 10
     bundle = load_data(((pixels, labels), (pixels[:20], labels[:20])), device=arguments.device)
-    method = "fgsm-rs" if k == 1 else "pgd"
-    given = {"attack_bn": "eval"} | ({} if k == 1 else {"steps": k})
+    given = {"attack_bn": "eval"} | ({"steps": k} if method == "pgd" else {})
     options = parse_options(get_manager().load_config(method), given, owner=method)
     kwargs = SMALL if arguments.small else {}
     network = build_model(
@@ -66,10 +69,35 @@ def steps(arguments: argparse.Namespace, k: int) -> dict[str, Callable[[], None]
     )
     engine = Engine(job)
     engine.defense.setup(engine.run)
+    engine.defense.on_epoch_start(recipe.epochs // 2)
+    engine.bare.train()
+    return engine
+
+
+def step_of(engine: Engine) -> Callable[[], None]:
+    """One training step as the engine takes it, on its first batch."""
     batch = next(engine.loader.epoch(0))
-    model, eps = engine.bare.train(), job.threat.eps
+
+    def step() -> None:
+        perturbed = engine.defense.perturb(batch)
+        with engine.accelerator.autocast():
+            output = engine.defense.loss(batch, perturbed)
+        engine.accelerator.backward(output["loss"])
+        engine._update(0.0)
+        engine.defense.commit(batch, perturbed, output)
+
+    return step
+
+
+def steps(arguments: argparse.Namespace, k: int) -> dict[str, Callable[[], None]]:
+    """The ways of one step, by name; all but the methods' own train the same network on the same batch."""
+    methods = ONE_STEP if k == 1 else ("pgd",)
+    engines = {method: make_engine(arguments, method, k) for method in methods}
+    engine = engines[methods[0]]
+    batch = next(engine.loader.epoch(0))
+    model, eps = engine.bare, engine.job.threat.eps
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9, weight_decay=5e-4)
-    # accelerate has patched the model's forward with autocast where precision asks for it, so all four ways share it
+    # accelerate has patched the model's forward with autocast where precision asks for it, so all ways share it
     autocast = engine.accelerator.autocast if arguments.precision != "fp32" else contextlib.nullcontext
 
     def update(images: torch.Tensor) -> None:
@@ -94,14 +122,6 @@ def steps(arguments: argparse.Namespace, k: int) -> dict[str, Callable[[], None]
             p.requires_grad_(True)
         update(images.detach())
 
-    def ours() -> None:
-        perturbed = engine.defense.perturb(batch)
-        with engine.accelerator.autocast():
-            output = engine.defense.loss(batch, perturbed)
-        engine.accelerator.backward(output["loss"])
-        engine._update(0.0)
-        engine.defense.commit(batch, perturbed, output)
-
     plain_images = batch.images.contiguous()
     attack = torchattacks.FFGSM(model, eps, 1.25 * eps) if k == 1 else torchattacks.PGD(model, eps, eps / 4, k)
 
@@ -121,7 +141,7 @@ def steps(arguments: argparse.Namespace, k: int) -> dict[str, Callable[[], None]
 
     return {
         "floor": floor,
-        "timm-robust": ours,
+        **{f"timm-robust {method}": step_of(engine) for method, engine in engines.items()},
         "torchattacks loop": torchattacks_loop,
         ".backward() in the attack": backward_in_attack,
     }

@@ -2,7 +2,8 @@
 
     python examples/results/tables.py [--check]
 
-Such a part stands between `<!-- options NAME -->`, `<!-- evidence NAME -->` or `<!-- methods -->` and `<!-- end -->`.
+Such a part stands between `<!-- options NAME -->`, `<!-- evidence NAME -->`, `<!-- methods -->`, `<!-- full-size -->`
+or `<!-- step-cost -->` and `<!-- end -->`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,11 @@ from timm_robust.plugin import get_manager
 from timm_robust.plugin.options import describe
 
 ROOT = Path(__file__).resolve().parents[2]
-PART = re.compile(r"<!-- (options|evidence|methods)(?: ([a-z0-9-]+))? -->\n.*?<!-- end -->", re.DOTALL)
+PART = re.compile(
+    r"<!-- (options|evidence|methods|full-size|step-cost)(?: ([a-z0-9-]+))? -->\n.*?<!-- end -->", re.DOTALL
+)
+FULL = re.compile(r"cifar10-(preact-)?resnet18-")
+"""Names of full-size records."""
 
 
 def records() -> list[dict[str, Any]]:
@@ -56,9 +61,15 @@ def network(record: dict[str, Any]) -> str:
 
 def evidence(method: str) -> str:
     """Our own numbers of a method, with the command of each."""
+    parts = [part for part in (trained(method), collapse(method)) if part]
+    return "\n\n".join(parts) or "Not measured."
+
+
+def trained(method: str) -> str:
+    """What finished runs reached."""
     found = [record for record in records() if record.get("method") == method]
     if not found:
-        return "Not measured."
+        return ""
     rows = [
         [
             network(r),
@@ -80,9 +91,33 @@ def evidence(method: str) -> str:
     return f"{table(header, rows)}\n\n{where}\n\n{commands}"
 
 
+def collapse(method: str) -> str:
+    """Robust accuracy over the epochs of examples/cifar10/collapse.py, where catastrophic overfitting would show."""
+    found = [r for r in records() if r["name"].startswith("collapse-") and method in r["methods"]]
+    if not found:
+        return ""
+    rows = []
+    for r in found:
+        run = r["methods"][method]
+        seen = sorted({event["epoch"] for event in run["events"]})
+        curve = " ".join(f"{100 * row['val_robust']:.0f}" for row in run["curve"])
+        last = f"{percent(run['test']['clean_accuracy'])}, {percent(run['test']['pgd-10-1'])}"
+        watch = f"collapse in epoch {', '.join(map(str, seen))}" if seen else "nothing"
+        rows.append([r["eps"], str(r["seed"]), curve, last, watch, f"{run['passes']:.2f}", f"`{r['name']}`"])
+    header = ["eps", "seed", "PGD-10 by epoch, %", "last epoch: clean, PGD-10", "the watch saw", "passes", "record"]
+    machine = "; ".join(sorted({f"{r['hardware']}, {r['date']}" for r in found}))
+    n = found[0]["methods"][method]["test"]["n_examples"]
+    images = found[0]["training_images"]
+    where = (
+        f"Where catastrophic overfitting would show: the small network on {images} CIFAR-10 images; the curve on 500 "
+        f"validation images, the last epoch on {n} test images; {machine} (`examples/cifar10/collapse.py`):"
+    )
+    return f"{where}\n\n{table(header, rows)}"
+
+
 def methods() -> str:
     """All methods, with the numbers of the small CIFAR-10 setting where measured."""
-    small = {r["method"]: r for r in records() if r.get("name", "").startswith("cifar10-small-")}
+    small = {r["method"]: r for r in records() if r["name"].startswith("cifar10-small-")}
     rows = []
     for name, provided in sorted(get_manager().defenses().items()):
         if provided.distribution != "timm-robust":
@@ -98,19 +133,47 @@ def methods() -> str:
     return table(["method", "what it does", "clean", "PGD-10", "AutoAttack"], rows)
 
 
+def full_size() -> str:
+    """All full-size recipes: our numbers where there is a record, and what others published."""
+    own = {FULL.sub("", r["name"]): r for r in records() if FULL.match(r["name"])}
+    rows = []
+    for entry in json.loads((ROOT / "examples/cifar10/published.json").read_text()):
+        r = own.get(entry["recipe"])
+        numbers = (
+            ["-"] + [percent(None)] * 3
+            if r is None
+            else [r["model"], percent(r["clean_accuracy"]), attack(r, "pgd-50-10"), attack(r, "autoattack")]
+        )
+        rows.append([f"`{entry['recipe']}`", *numbers, entry["aim"], entry["published"]])
+    return table(["recipe", "network", "clean", "PGD-50-10", "AutoAttack", "aim, %", "published, %: not ours"], rows)
+
+
+def step_cost() -> str:
+    """What a training step costs, as multiples of its floor, in each record of the benchmark."""
+    rows, notes = [], []
+    for record in records():
+        if not record["name"].startswith("step-cost"):
+            continue
+        for k, ways in record["k"].items():
+            rows += [[f"`{record['name']}`", k, way, f"{seconds / ways['floor']:.2f}"] for way, seconds in ways.items()]
+        notes.append(f"`{record['name']}`: {record['hardware']}, {record['date']}; {record.get('note') or 'no note'}.")
+    return table(["record", "attack steps", "way", "x floor"], rows) + "\n\n" + "\n".join(notes)
+
+
 def filled(text: str) -> str:
     """The text with its generated parts made anew."""
 
     def part(match: re.Match[str]) -> str:
         kind, name = match[1], match[2]
-        body = methods() if kind == "methods" else options(name) if kind == "options" else evidence(name)
+        makers = {"methods": methods, "full-size": full_size, "step-cost": step_cost}
+        body = makers[kind]() if kind in makers else options(name) if kind == "options" else evidence(name)
         return f"<!-- {kind}{' ' + name if name else ''} -->\n{body}\n<!-- end -->"
 
     return PART.sub(part, text)
 
 
 def pages() -> list[Path]:
-    return [ROOT / "README.md", *sorted((ROOT / "plugins").glob("*/README.md"))]
+    return [ROOT / "README.md", ROOT / "examples/cifar10/README.md", *sorted((ROOT / "plugins").glob("*/README.md"))]
 
 
 def main() -> None:

@@ -9,6 +9,8 @@ from timm_robust.defense import Defense, Perturbed, StepOutput
 class Standard(Defense):
     """Trains on clean images."""
 
+    adversarial = False
+
     def perturb(self, batch: Batch) -> Perturbed:
         return Perturbed(batch.images)
 

@@ -36,6 +36,7 @@ class TRADES(Defense):
     """Cross-entropy on clean images plus the divergence between clean and adversarial predictions."""
 
     options: TradesOptions
+    norms = ("Linf",)
 
     def perturb(self, batch: Batch) -> Perturbed:
         options = self.options

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from timm_robust.data import Batch, DataBundle, as_tensors, load_data, make_eval_loader, make_train_loader
+from timm_robust.data import Batch, DataBundle, as_tensors, load_data, make_eval_loader, make_train_loader, sample
 from timm_robust.data.augment import inception_box, scaled_pad, stream
 from timm_robust.data.images import fit
 
@@ -205,6 +205,24 @@ def test_streaming_goes_on_after_unreadable_images(make_folder, workers: int) ->
     with pytest.warns(UserWarning, match=r"test/bee/001\.png cannot be read and is left out"):
         images, labels = as_tensors(bundle.test)
     assert len(images) == len(labels) == 14
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_sample_is_fixed_and_not_augmented(bundle: DataBundle, streamed: bool) -> None:
+    """Some images from all over the split; the global generators stay where they were."""
+    split, stored = bundle.train, bundle.train.pixels
+    if streamed:
+        split = type(split)(split.images, split.labels, split.image_size)
+    state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
+    one, again, other = (sample(split, 20, seed=seed) for seed in (3, 3, 4))
+    assert torch.equal(state, torch.get_rng_state()) and (numpy_state == np.random.get_state()[1]).all()
+    assert same([one], [again]) and not same([one], [other])
+    everything = stored.permute(0, 3, 1, 2).float() / 255
+    places = [(image == everything).flatten(1).all(1).nonzero().item() for image in one.images]
+    assert len(set(places)) == 20 and max(places) - min(places) > 60
+    assert one.targets.tolist() == bundle.train.labels[places].tolist()
+    assert one.view is None and one.images.dtype == torch.float32
+    assert len(sample(split, 500)) == 101, "all there are"
 
 
 @pytest.mark.gpu

@@ -15,7 +15,8 @@ from timm_robust.plugin import Options, bn_option, option
 from timm_robust.plugin.errors import PluginError
 from timm_robust.plugin.manager import PluginManager
 from timm_robust.plugin.options import check_options_class, check_value, describe, parse_options, to_dict
-from timm_robust.recipe import Recipe, make_recipe
+from timm_robust.presets import make_recipe
+from timm_robust.recipe import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)

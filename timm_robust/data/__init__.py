@@ -2,7 +2,7 @@
 
 from timm_robust.data.batch import Batch, View
 from timm_robust.data.bundle import DataBundle, Split, load_data
-from timm_robust.data.loaders import EvalLoader, TrainLoader, as_tensors, make_eval_loader, make_train_loader
+from timm_robust.data.loaders import EvalLoader, TrainLoader, as_tensors, make_eval_loader, make_train_loader, sample
 
 __all__ = [
     "Batch",
@@ -15,4 +15,5 @@ __all__ = [
     "load_data",
     "make_eval_loader",
     "make_train_loader",
+    "sample",
 ]

@@ -12,7 +12,7 @@ from torch import Tensor
 from timm_robust.data.batch import View
 
 # Keys of the independent streams of an epoch.
-ORDER, TABLE, SAMPLE = 0, 1, 2
+ORDER, TABLE, SAMPLE, FIXED = 0, 1, 2, 3
 
 
 def stream(seed: int, epoch: int, *key: int) -> np.random.Generator:

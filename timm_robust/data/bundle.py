@@ -97,6 +97,7 @@ def load_data(
     download: bool = False,
     resident_limit_bytes: int = 4 * 2**30,
     workers: int | None = None,
+    test_only: bool = False,
     progress: Progress | None = None,
 ) -> DataBundle:
     """Training, validation and test splits of some data.
@@ -115,6 +116,7 @@ def load_data(
         download: fetch a timm data set that is not there yet.
         resident_limit_bytes: images that need more stream from where they are, as do those above 64 pixels.
         workers: processes that decode small images; by default one per core where there are many.
+        test_only: leave training and validation images undecoded, for whoever measures only.
         progress: called with (images done, images in all) while each split is decoded.
 
     Raises:
@@ -130,7 +132,7 @@ def load_data(
     resident = size <= SMALL and total * size * size * 3 <= resident_limit_bytes
     pixels: dict[str, np.ndarray] = {}
     if resident:
-        for key, part in splits.items():
+        for key, part in [(key, part) for key, part in splits.items() if key == "test" or not test_only]:
             pixels[key], kept = decode_all(part.images, size, workers, progress)
             if not len(kept):
                 raise UserError(f"the {key} split has no readable image among {len(part.labels)}")
@@ -138,11 +140,11 @@ def load_data(
 
     def finish(key: str, positions: np.ndarray) -> Split:
         part = splits[key]
-        decoded = torch.from_numpy(pixels[key][positions]).to(device) if resident else None
+        decoded = torch.from_numpy(pixels[key][positions]).to(device) if key in pixels else None
         return Split(SomeImages(part.images, positions), part.labels[positions], size, decoded)
 
     test = finish("test", evaluation_order(splits["test"].labels))
-    mean, std = channel_statistics(pixels["train"]) if resident else (IMAGENET_MEAN, IMAGENET_STD)
+    mean, std = channel_statistics(pixels["train"]) if "train" in pixels else (IMAGENET_MEAN, IMAGENET_STD)
     if "val" in splits:
         train = finish("train", np.arange(len(splits["train"].labels)))
         val, held = finish("val", evaluation_order(splits["val"].labels)), None

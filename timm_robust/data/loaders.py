@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from timm_robust.data.augment import ORDER, crop_and_flip, crop_table, pad_images, scaled_pad, stream
+from timm_robust.data.augment import FIXED, ORDER, crop_and_flip, crop_table, pad_images, scaled_pad, stream
 from timm_robust.data.batch import Batch, View
 from timm_robust.data.bundle import Split
+from timm_robust.data.images import SomeImages
 from timm_robust.data.streaming import Geometry, Stream
 from timm_robust.errors import UserError, unknown
 from timm_robust.recipe import AUGMENTATIONS
@@ -122,6 +123,18 @@ def as_tensors(split: Split, n: int | None = None) -> tuple[Tensor, Tensor]:
     """
     batches = list(make_eval_loader(split, batch_size=256, n_examples=n, device=_home(split)))
     return torch.cat([batch.images for batch in batches]), torch.cat([batch.targets for batch in batches])
+
+
+def sample(split: Split, n: int, *, seed: int = 0, device: torch.device | str = "cpu") -> Batch:
+    """Some images drawn from all over a split, without augmentation; the same for equal seeds.
+
+    Args:
+        n: how many; all where the split has fewer.
+    """
+    positions = np.sort(stream(seed, 0, FIXED).permutation(len(split))[:n])
+    pixels = None if split.pixels is None else split.pixels[torch.from_numpy(positions).to(split.pixels.device)]
+    part = Split(SomeImages(split.images, positions), split.labels[positions], split.image_size, pixels)
+    return next(iter(make_eval_loader(part, batch_size=len(part), device=device)))
 
 
 def _home(split: Split) -> torch.device:

@@ -1,0 +1,178 @@
+"""Values that a method keeps for each training sample: carried perturbations, norms, labels.
+
+    table = SampleTable(run, "perturbations", shape=(3, 40, 40), dtype=torch.float16)
+    values = table[batch.index]              # in `perturb` or `loss`; on the run's device
+    table[batch.index] = new                 # in `commit` only
+    table.merge()                            # in `on_epoch_end`: several processes agree again
+
+Rows are numbered by `Batch.index`. Each process writes the rows of its own batches; `merge` then gives everybody the
+newest of each. `state_dict` holds the values, so a resumed run goes on with them.
+
+`take_window` and `put_window` carry a perturbation along with its image through crop and flip, and back.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from timm_robust.data.batch import View
+from timm_robust.defense import Run
+
+PLACES = ("auto", "device", "host")
+"""Where a table may live; `auto` is the run's device as long as a quarter of its free memory is enough."""
+
+CHUNK = 2**26
+"""Values that processes exchange at once."""
+
+
+class SampleTable:
+    """One value of a fixed shape for each training sample; says its size before training starts.
+
+    Args:
+        run: gives the number of samples and the device.
+        what: the values' name, for the line that says how much memory they take.
+        shape: of one sample's value, () for a number.
+        dtype: float16 halves memory and checkpoints, and keeps three digits.
+        place: one of `PLACES`.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        what: str,
+        shape: tuple[int, ...] = (),
+        dtype: torch.dtype = torch.float32,
+        place: str = "auto",
+    ) -> None:
+        self.device = run.device
+        size = run.num_train * math.prod(shape) * dtype.itemsize
+        home = (
+            torch.device("cpu") if place == "host" or (place == "auto" and not _fits(size, run.device)) else run.device
+        )
+        self.values = torch.zeros(run.num_train, *shape, dtype=dtype, device=home)
+        self._written = torch.zeros(run.num_train, dtype=torch.bool, device=home)
+        run.say(f"{what} of {run.num_train} samples take {_readable(size)} on {home}, and in last/state.pt")
+
+    def __getitem__(self, index: Tensor) -> Tensor:
+        """The values of some samples, float32 on the run's device.
+
+        Args:
+            index: int64 [B], as in `Batch.index`.
+        """
+        return self.values[index.to(self.values.device)].to(self.device, torch.float32, non_blocking=True)
+
+    def __setitem__(self, index: Tensor, values: Tensor) -> None:
+        """Stores values; of a sample that comes twice one stays (on a CPU the last).
+
+        Args:
+            index: int64 [B].
+            values: [B, *shape].
+        """
+        index = index.to(self.values.device)
+        self.values[index] = values.detach().to(self.values.device, self.values.dtype)
+        self._written[index] = True
+
+    def fill(self, value: float) -> None:
+        """Sets every sample's value."""
+        self.values.fill_(value)
+
+    def fill_uniform(self, bound: float, seed: int, *, corners: bool = False) -> None:
+        """Draws every value from [-bound, bound], or from its two ends; the same on every process.
+
+        Args:
+            seed: of the draws, which leave the global generators alone.
+            corners: -bound or +bound with equal probability.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        for rows in self.values.split(max(1, CHUNK // max(1, self.values[0].numel()))):
+            draws = torch.rand(rows.shape, generator=generator)
+            draws = (draws < 0.5).float().mul_(2).sub_(1) if corners else draws.mul_(2).sub_(1)
+            rows.copy_(draws.mul_(bound))
+
+    def merge(self) -> None:
+        """Gives every process the newest value of each sample; of one that two processes had, the first one's."""
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            rank, world = dist.get_rank(), dist.get_world_size()
+            owner = torch.where(self._written, rank, world).to(self.device)
+            dist.all_reduce(owner, op=dist.ReduceOp.MIN)
+            owner = owner.to(self.values.device)
+            each = max(1, CHUNK // max(1, self.values[0].numel()))
+            for rows, owners in zip(self.values.split(each), owner.split(each), strict=True):
+                mine = (owners == rank) | ((owners == world) & (rank == 0))
+                part = torch.where(mine.view(-1, *[1] * (rows.ndim - 1)), rows, torch.zeros_like(rows)).to(self.device)
+                dist.all_reduce(part)
+                rows.copy_(part)
+        self._written.zero_()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The values, on the CPU."""
+        return {"values": self.values.cpu().clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes the values back."""
+        self.values.copy_(state["values"])
+
+
+def _fits(size: int, device: torch.device) -> bool:
+    return device.type != "cuda" or 4 * size <= torch.cuda.mem_get_info(device)[0]
+
+
+def _readable(size: int) -> str:
+    for unit in ("bytes", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.3g} {unit}"
+        size /= 1024  # type: ignore[assignment]
+    return f"{size:.3g} GiB"
+
+
+def _places(view: View, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Batch, row and column of each pixel of each window, broadcast to [B, size, size]."""
+    steps = torch.arange(size, device=view.top.device)
+    rows = view.top[:, None] + steps
+    cols = view.left[:, None] + torch.where(view.flip[:, None], size - 1 - steps, steps)
+    return torch.arange(len(rows), device=rows.device)[:, None, None], rows[:, :, None], cols[:, None, :]
+
+
+def take_window(frames: Tensor, view: View, size: int) -> Tensor:
+    """What the augmentation makes of values on the frame: each sample's crop, flipped where its image is.
+
+    Args:
+        frames: [B, C, F, F], on the frame that `view` counts in.
+        view: of the batch.
+        size: pixels of a side of the crop.
+
+    Returns:
+        [B, C, size, size].
+    """
+    sample, rows, cols = _places(view, size)
+    return frames.permute(0, 2, 3, 1)[sample, rows, cols].permute(0, 3, 1, 2)
+
+
+def put_window(frames: Tensor, view: View, window: Tensor) -> Tensor:
+    """Undoes `take_window`: the frames with `window` at its place, turned back; outside of it nothing changes.
+
+    Args:
+        frames: [B, C, F, F].
+        view: of the batch.
+        window: [B, C, size, size].
+    """
+    sample, rows, cols = _places(view, window.shape[-1])
+    out = frames.permute(0, 2, 3, 1).clone()
+    out[sample, rows, cols] = window.permute(0, 2, 3, 1).to(out.dtype)
+    return out.permute(0, 3, 1, 2)
+
+
+def enlarge(stored: Tensor, size: int) -> Tensor:
+    """Values stored at low resolution, bilinearly at `size` pixels of a side."""
+    return stored if stored.shape[-1] == size else F.interpolate(stored, size, mode="bilinear", align_corners=False)
+
+
+def reduce(frames: Tensor, size: int) -> Tensor:
+    """Values at low resolution: the mean over what each stored pixel covers."""
+    return frames if frames.shape[-1] == size else F.adaptive_avg_pool2d(frames, size)
