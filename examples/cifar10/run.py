@@ -1,11 +1,11 @@
-"""Full-size CIFAR-10 recipes: ResNet-18 with a 3x3 stem, 30 epochs, Linf 8/255, to AutoAttack on the whole test set.
+"""Full-size CIFAR-10 recipes, Linf 8/255, to AutoAttack on the whole test set.
 
-    python examples/cifar10/run.py METHOD --data DEST [--epochs 30] [--precision bf16] [--seed 0] [--compile]
+    python examples/cifar10/run.py RECIPE --data DEST [--model preact_resnet18_cifar] [--precision bf16] [--compile]
 
-METHOD is `pgd`, `fgsm-rs`, `trades`, `sat`, or `sat-relu`, which is SAT's recipe with the network's own ReLU. DEST is
-an image folder, or a timm name such as torch/cifar10 (fetched if need be). At the end PGD-50-10 and AutoAttack are
-measured and the record is written into examples/results/. `--limit N` measures N test images only, and then writes no
-record unless `--record` names one.
+RECIPE is one of those in README.md beside this file: a method with the budget that its authors use. DEST is an image
+folder, or a timm name such as torch/cifar10 (fetched if need be). At the end PGD-50-10 and AutoAttack are measured and
+the record is written into examples/results/. `--limit N` measures N test images only, and then writes no record unless
+`--record` names one.
 """
 
 from __future__ import annotations
@@ -21,14 +21,34 @@ import timm_robust
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 
+RESNET, PREACT = "resnet18_cifar", "preact_resnet18_cifar"
+
 RECIPES: dict[str, dict[str, Any]] = {
-    "pgd": {"method": "pgd"},
-    "fgsm-rs": {"method": "fgsm-rs"},
-    "trades": {"method": "trades"},
-    "sat": {"method": "sat", "activation": "silu"},
-    "sat-relu": {"method": "sat", "activation": "none"},
+    "pgd": {"model": RESNET},
+    "trades": {"model": RESNET},
+    "sat": {"model": RESNET, "activation": "silu"},
+    "sat-relu": {"model": RESNET, "method": "sat", "activation": "none"},
+    "fgsm-rs": {"model": RESNET},
+    "atas": {"model": PREACT, "recipe": "atas"},
+    "seat": {"model": PREACT, "recipe": "seat"},
+    "seat-fl": {"model": PREACT, "recipe": "seat"},
+    "n-fgsm": {"model": PREACT, "recipe": "n-fgsm"},
+    "gradalign": {"model": PREACT, "recipe": "gradalign"},
+    "fgsm-mep": {"model": RESNET, "recipe": "fgsm-mep"},
+    "nuat": {"model": RESNET, "recipe": "nuat"},
+    "nuat-wa": {
+        "model": RESNET,
+        "method": "nuat",
+        "recipe": "nuat-wa",
+        "method_args": {"weight": 4.0, "ramp_share": 1.0},
+    },
+    "gat": {"model": RESNET, "recipe": "gat"},
+    "free": {"model": PREACT, "recipe": "free"},
+    "zerograd": {"model": PREACT, "recipe": "n-fgsm"},
+    "multigrad": {"model": PREACT, "recipe": "n-fgsm"},
+    "moat": {"model": PREACT, "recipe": "n-fgsm"},
 }
-"""What differs; epochs, rate, batch size and augmentation are the `default` recipe's for all."""
+"""Arguments of `train`; the method is the recipe's name and the recipe `default` where none is given."""
 
 
 def collector() -> ModuleType:
@@ -43,31 +63,31 @@ def collector() -> ModuleType:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("method", choices=RECIPES, metavar="METHOD", help=", ".join(RECIPES))
+    parser.add_argument("recipe", choices=RECIPES, metavar="RECIPE", help=", ".join(RECIPES))
     parser.add_argument("--data", default="torch/cifar10", help="image folder, or a timm data set name")
     parser.add_argument("--data-dir", help="where timm data sets are kept")
     parser.add_argument("--output", type=Path, help="folder of the run; by default in runs/")
-    parser.add_argument("--model", default="resnet18_cifar")
-    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--model", help="resnet18_cifar, preact_resnet18_cifar, ...; by default the recipe's")
+    parser.add_argument("--epochs", type=int, help="by default the recipe's")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16", "fp16"])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--resume", action="store_true", help="continue a killed run in --output")
     parser.add_argument("--limit", type=int, metavar="N", help="measure the first N test images only")
-    parser.add_argument("--record", metavar="NAME", help="name of the record; by default cifar10-resnet18-METHOD")
+    parser.add_argument("--record", metavar="NAME", help="name of the record; by default cifar10-MODEL-RECIPE")
     arguments = parser.parse_args()
 
+    settings = {"method": arguments.recipe, "recipe": "default", **RECIPES[arguments.recipe]}
+    settings["model"] = model = arguments.model or settings["model"]
     suffix = f"-seed{arguments.seed}" if arguments.seed else ""
-    name = arguments.record or f"cifar10-resnet18-{arguments.method}{suffix}"
+    name = arguments.record or f"cifar10-{model.removesuffix('_cifar').replace('_', '-')}-{arguments.recipe}{suffix}"
     output = arguments.output or Path("runs") / name
     fetched = {"data_dir": arguments.data_dir, "download": "/" in arguments.data and not Path(arguments.data).exists()}
     result = timm_robust.train(
-        arguments.model,
         data=arguments.data,
         **fetched,
-        **RECIPES[arguments.method],
+        **settings,
         eps="8/255",
-        recipe="default",
         epochs=arguments.epochs,
         precision=arguments.precision,
         seed=arguments.seed,

@@ -1,0 +1,130 @@
+"""Catastrophic overfitting in an hour on a CPU: who survives one-step training with a large eps on a small network.
+
+    python examples/cifar10/collapse.py --data DEST [--methods fgsm n-fgsm ...] [--eps 12/255] [--output runs/collapse]
+
+10,000 CIFAR-10 training images, 1,000 others for the check, ResNet-18 with layers [1,1,1,1] and channels
+[16,32,64,128], 12 epochs, one cycle to 0.2. DEST is an image folder. Each run lies in --output; a run that is there is
+taken as it is, and a killed one goes on. The record, with each epoch's accuracies and what the watch saw, is written
+into examples/results/ unless --no-record is given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import timm_robust
+from timm_robust.data import load_data
+from timm_robust.versions import hardware, versions
+
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+NETWORK = {"layers": [1, 1, 1, 1], "channels": [16, 32, 64, 128]}
+METHODS = ("fgsm", "fgsm-rs", "n-fgsm", "atas", "gradalign", "seat")
+TRAIN, CHECK, TEST = 10_000, 1_000, 1_000
+
+
+def images(data: str) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """An even share of each class for training, check and test; check images are none of the training images."""
+    bundle = load_data(data, seed=0)
+
+    def some(split: Any, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+        order = np.random.default_rng(0).permutation(len(split))[:n]
+        return split.pixels[order].permute(0, 3, 1, 2).contiguous(), torch.from_numpy(split.labels[order])
+
+    return {
+        "train": some(bundle.train, TRAIN),
+        "val": some(bundle.val, min(CHECK, len(bundle.val))),
+        "test": some(bundle.test, TEST),
+    }
+
+
+def run(method: str, data: Any, arguments: argparse.Namespace) -> dict[str, Any]:
+    """One run to the end; its curve, and its last epoch on the test images."""
+    output = arguments.output / f"{method}-{arguments.eps.replace('/', '_')}-seed{arguments.seed}"
+    result = timm_robust.train(
+        "resnet18",
+        method,
+        data,
+        model_kwargs=NETWORK,
+        output=output,
+        resume=(output / "manifest.json").exists(),
+        eps=arguments.eps,
+        recipe="default",
+        epochs=arguments.epochs,
+        recipe_args={"check_examples": 500},
+        precision=arguments.precision,
+        seed=arguments.seed,
+        device=arguments.device,
+        test_attacks=[],
+    )
+    last = timm_robust.evaluate(
+        output / "last", data, attacks=["pgd-10-1"], eps=arguments.eps, device=arguments.device, quiet=True
+    )
+    rows = result.history
+    keys = ("train_accuracy", "val_clean", "val_robust")
+    return {
+        "curve": [{key: round(row[key], 4) for key in keys} for row in rows],
+        "events": [event for row in rows for event in row.get("events", [])],
+        "looks": [{"epoch": row["epoch"], **look} for row in rows for look in row.get("looks", [])],
+        "passes": round(sum(row["passes"] for row in rows) / len(rows), 3),
+        "seconds_per_epoch": round(float(np.median([row["seconds"] for row in rows])), 1),
+        "test": {
+            "n_examples": last.n_examples,
+            "clean_accuracy": last.clean_accuracy,
+            "pgd-10-1": last.attacks["pgd-10-1"]["robust_accuracy"],
+        },
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="CIFAR-10 as an image folder")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS))
+    parser.add_argument("--eps", default="12/255")
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
+    parser.add_argument("--device", help="cpu stays off a GPU")
+    parser.add_argument("--output", type=Path, default=Path("runs/collapse"))
+    parser.add_argument("--no-record", action="store_true")
+    arguments = parser.parse_args()
+    data = images(arguments.data)
+    found = {}
+    for method in arguments.methods:
+        found[method] = run(method, data, arguments)
+        events = [event["epoch"] for event in found[method]["events"]]
+        print(
+            f"{method:<10} last epoch, test: clean {found[method]['test']['clean_accuracy']:.1%}, "
+            f"PGD-10 {found[method]['test']['pgd-10-1']:.1%}; "
+            + (f"collapse seen in epoch {events[0]}" if events else "no collapse seen"),
+            flush=True,
+        )
+    if arguments.no_record:
+        return
+    name = f"collapse-{arguments.eps.replace('/', '-')}" + (f"-seed{arguments.seed}" if arguments.seed else "")
+    record = {
+        "name": name,
+        "command": f"python examples/cifar10/collapse.py --data DEST --eps {arguments.eps} --methods "
+        f"{' '.join(arguments.methods)} --epochs {arguments.epochs} --precision {arguments.precision} "
+        f"--seed {arguments.seed}",
+        "date": datetime.date.today().isoformat(),
+        "seed": arguments.seed,
+        "eps": arguments.eps,
+        "training_images": TRAIN,
+        "hardware": hardware(),
+        "versions": versions(),
+        "methods": found,
+    }
+    target = RESULTS / f"{name}.json"
+    target.write_text(json.dumps(record, indent=1) + "\n")
+    print(f"record: {target}")
+
+
+if __name__ == "__main__":
+    main()

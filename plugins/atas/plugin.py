@@ -1,0 +1,21 @@
+"""Registers ATAS."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from timm_robust.plugin import DefenseSpec, Reference, hookimpl
+
+
+@hookimpl
+def timm_robust_defenses() -> Iterator[DefenseSpec]:
+    yield DefenseSpec(
+        name="atas",
+        summary="FGSM from carried perturbations, each sample's step small where its gradient is large",
+        reference=Reference(
+            title="Fast Adversarial Training with Adaptive Step Size", arxiv="2206.02417", venue="IEEE TIP 2023"
+        ),
+        api_version=1,
+        target="timm_robust_plugins.atas.atas:ATAS",
+        config="timm_robust_plugins.atas.options:AtasOptions",
+    )

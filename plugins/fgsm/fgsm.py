@@ -1,0 +1,26 @@
+"""FGSM adversarial training.
+
+I. J. Goodfellow, J. Shlens, C. Szegedy, Explaining and Harnessing Adversarial Examples, ICLR 2015, arXiv:1412.6572.
+Trained on adversarial images alone, as the later literature does (the paper mixes clean ones in).
+"""
+
+from __future__ import annotations
+
+from timm_robust.data.batch import Batch
+from timm_robust.defense import Defense, Perturbed, StepOutput
+
+from .options import FgsmOptions
+
+
+class FGSM(Defense):
+    """One signed step of eps from the clean image; cross-entropy on the result."""
+
+    options: FgsmOptions
+
+    def perturb(self, batch: Batch) -> Perturbed:
+        step = self.options.step_ratio * self.run.threat.eps
+        return Perturbed(self.attack(batch.images, batch.targets, "fgsm", bn=self.options.attack_bn, eps=step))
+
+    def loss(self, batch: Batch, perturbed: Perturbed) -> StepOutput:
+        logits = self.run.model(perturbed.images)
+        return {"loss": self.cross_entropy(logits, batch.targets), "logits": logits}

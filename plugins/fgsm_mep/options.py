@@ -1,0 +1,45 @@
+"""Options of FGSM-MEP."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from timm_robust.plugin import Options, bn_option, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class FgsmMepOptions(Options):
+    """Defaults are the authors' for CIFAR-10."""
+
+    weight: float = option(
+        10.0,
+        help="weight of the squared distance of the logits at the start and at the end of the step",
+        low=0.0,
+        source="released code",
+    )
+    smoothing: float = option(
+        0.4,
+        help="label mass spread over the other classes, in attack and loss",
+        low=0.0,
+        high=1.0,
+        source="released code",
+    )
+    decay: float = option(0.3, help="of the gradient's momentum over epochs", low=0.0, source="released code")
+    step_ratio: float = option(1.0, help="length of the one step", unit="eps", low=0.0, source="released code")
+    reset_epochs: int = option(
+        40,
+        help="perturbations and momentum start anew that often; 10 on CIFAR-100",
+        unit="epochs",
+        low=1,
+        source="released code",
+    )
+    table_dtype: str = option(
+        "float16",
+        help="of the two tables: float16 takes half the memory",
+        choices=("float16", "float32"),
+        source="ours; float32 in the released code",
+    )
+    table_place: str = option(
+        "auto", help="where they live: auto, device or host memory", choices=("auto", "device", "host"), source="ours"
+    )
+    attack_bn: str = bn_option("train", source="released code")

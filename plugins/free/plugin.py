@@ -1,0 +1,19 @@
+"""Registers free adversarial training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from timm_robust.plugin import DefenseSpec, Reference, hookimpl
+
+
+@hookimpl
+def timm_robust_defenses() -> Iterator[DefenseSpec]:
+    yield DefenseSpec(
+        name="free",
+        summary="each batch several times, each backward updates weights and perturbation: no pass for the attack",
+        reference=Reference(title="Adversarial Training for Free!", arxiv="1904.12843", venue="NeurIPS 2019"),
+        api_version=1,
+        target="timm_robust_plugins.free.free:Free",
+        config="timm_robust_plugins.free.options:FreeOptions",
+    )

@@ -1,0 +1,114 @@
+"""Guided adversarial training.
+
+G. Sriramanan, S. Addepalli, A. Baburaj, R. V. Babu, Guided Adversarial Attack for Evaluating and Enhancing Adversarial
+Defenses, NeurIPS 2020, arXiv:2011.14969.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchattacks.attack import Attack
+
+from timm_robust.data.batch import Batch
+from timm_robust.defense import Defense, Perturbed, StepOutput
+
+from .options import GatOptions
+
+
+def squared_distance(clean_logits: Tensor, adversarial_logits: Tensor) -> Tensor:
+    """Batch mean of the squared Euclidean distance of two predictions.
+
+    Args:
+        clean_logits, adversarial_logits: [B, K].
+    """
+    return (clean_logits.softmax(1) - adversarial_logits.softmax(1)).square().sum(1).mean()
+
+
+class GuidedStep(Attack):
+    """One signed step from a random corner of a small box, on cross-entropy and perhaps a distance to the clean logits.
+
+    Args:
+        model: the network under attack.
+        eps, alpha, noise: radius, step and half width of the box, in units of the [0, 1] range.
+        distance: of (clean logits, adversarial logits); a scalar.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        eps: float,
+        alpha: float,
+        noise: float,
+        distance: Callable[[Tensor, Tensor], Tensor],
+    ) -> None:
+        super().__init__("GuidedStep", model)
+        self.eps, self.alpha, self.noise, self.distance = eps, alpha, noise, distance
+
+    def forward(self, images: Tensor, labels: Tensor, weight: float = 0.0) -> Tensor:
+        """`weight` of the distance; 0 leaves it, and the clean forward, out."""
+        corner = torch.empty_like(images).bernoulli_(0.5).mul_(2).sub_(1)
+        start = (images + self.noise * corner).clamp(0, 1).requires_grad_(True)
+        logits = self.get_logits(start)
+        loss = F.cross_entropy(logits, labels)
+        if weight:
+            with torch.no_grad():
+                clean = self.get_logits(images)
+            loss = loss + weight * self.distance(clean, logits)
+        (gradient,) = torch.autograd.grad(loss, start)
+        adversarial = start.detach() + self.alpha * gradient.sign()
+        return (images + (adversarial - images).clamp(-self.eps, self.eps)).clamp(0, 1)
+
+
+class Guided(Defense):
+    """What GAT and NuAT share: the guided step, guided every other time, and clean loss plus a weighted distance."""
+
+    norms = ("Linf",)
+    iteration = 0
+    weight = 0.0
+
+    def distance(self, clean_logits: Tensor, adversarial_logits: Tensor) -> Tensor:
+        """The method's own."""
+        raise NotImplementedError
+
+    def perturb(self, batch: Batch) -> Perturbed:
+        options: Any = self.options
+        eps = self.run.threat.eps
+        attack = self.run.attacker.build(
+            GuidedStep, alpha=options.step_ratio * eps, noise=options.noise_ratio * eps, distance=self.distance
+        )
+        weight = self.weight if self.iteration % 2 else 0.0
+        return Perturbed(self.attack(batch.images, batch.targets, attack, weight, bn=options.attack_bn))
+
+    def loss(self, batch: Batch, perturbed: Perturbed) -> StepOutput:
+        adversarial_logits = self.run.model(perturbed.images)
+        clean_logits = self.run.model(batch.images)
+        distance = self.distance(clean_logits, adversarial_logits)
+        loss = self.cross_entropy(clean_logits, batch.targets) + self.weight * distance
+        return {"loss": loss, "logits": adversarial_logits, "distance": distance.detach()}
+
+    def commit(self, batch: Batch, perturbed: Perturbed, output: StepOutput) -> None:
+        self.iteration += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"iteration": self.iteration}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.iteration = state["iteration"]
+
+
+class GAT(Guided):
+    """The distance is that of the predicted probabilities, squared."""
+
+    options: GatOptions
+
+    def distance(self, clean_logits: Tensor, adversarial_logits: Tensor) -> Tensor:
+        return squared_distance(clean_logits, adversarial_logits)
+
+    def on_epoch_start(self, epoch: int) -> None:
+        late = epoch >= self.options.late_share * self.run.epochs
+        self.weight = self.options.weight * (self.options.late_factor if late else 1.0)

@@ -1,0 +1,23 @@
+"""Registers guided adversarial training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from timm_robust.plugin import DefenseSpec, Reference, hookimpl
+
+
+@hookimpl
+def timm_robust_defenses() -> Iterator[DefenseSpec]:
+    yield DefenseSpec(
+        name="gat",
+        summary="clean loss plus the distance of the predictions, one step guided by that distance every other time",
+        reference=Reference(
+            title="Guided Adversarial Attack for Evaluating and Enhancing Adversarial Defenses",
+            arxiv="2011.14969",
+            venue="NeurIPS 2020",
+        ),
+        api_version=1,
+        target="timm_robust_plugins.gat.gat:GAT",
+        config="timm_robust_plugins.gat.options:GatOptions",
+    )

@@ -1,0 +1,58 @@
+"""N-FGSM.
+
+P. de Jorge, A. Bibi, R. Volpi, A. Sanyal, P. H. S. Torr, G. Rogez, P. K. Dokania, Make Some Noise: Reliable and
+Efficient Single-Step Adversarial Training, NeurIPS 2022, arXiv:2202.01181.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torchattacks.attack import Attack
+
+from timm_robust.data.batch import Batch
+from timm_robust.defense import Defense, Perturbed, StepOutput
+
+from .options import NFgsmOptions
+
+
+class NFGSM(Attack):
+    """Noise that becomes part of the perturbation, then one signed step; held to [0, 1] but not to the ball.
+
+    Args:
+        model: the network under attack.
+        alpha: length of the step, in units of the [0, 1] range.
+        noise: half width of the uniform noise, same unit. The result lies up to `noise + alpha` from the image.
+    """
+
+    def __init__(self, model: torch.nn.Module, alpha: float, noise: float) -> None:
+        super().__init__("NFGSM", model)
+        self.alpha, self.noise = alpha, noise
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        noisy = (images + torch.empty_like(images).uniform_(-self.noise, self.noise)).clamp(0, 1).requires_grad_(True)
+        loss = torch.nn.functional.cross_entropy(self.get_logits(noisy), labels)
+        (gradient,) = torch.autograd.grad(loss, noisy)
+        return (noisy.detach() + self.alpha * gradient.sign()).clamp(0, 1)
+
+
+class NFGSMTraining(Defense):
+    """Cross-entropy on N-FGSM's images, which lie up to (noise_ratio + step_ratio) eps away."""
+
+    options: NFgsmOptions
+    norms = ("Linf",)
+
+    def __init__(self, options: NFgsmOptions) -> None:
+        super().__init__(options)
+        self.reach = options.noise_ratio + options.step_ratio
+
+    def perturb(self, batch: Batch) -> Perturbed:
+        options, eps = self.options, self.run.threat.eps
+        alpha, noise = options.step_ratio * eps, options.noise_ratio * eps
+        return Perturbed(
+            self.attack(batch.images, batch.targets, NFGSM, bn=options.attack_bn, alpha=alpha, noise=noise)
+        )
+
+    def loss(self, batch: Batch, perturbed: Perturbed) -> StepOutput:
+        logits = self.run.model(perturbed.images)
+        return {"loss": self.cross_entropy(logits, batch.targets), "logits": logits}

@@ -1,0 +1,19 @@
+"""Registers nuclear-norm adversarial training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from timm_robust.plugin import DefenseSpec, Reference, hookimpl
+
+
+@hookimpl
+def timm_robust_defenses() -> Iterator[DefenseSpec]:
+    yield DefenseSpec(
+        name="nuat",
+        summary="as gat, with the nuclear norm of the batch's logit differences: smooth in every direction at once",
+        reference=Reference(title="Towards Efficient and Effective Adversarial Training", venue="NeurIPS 2021"),
+        api_version=1,
+        target="timm_robust_plugins.nuat.nuat:NuAT",
+        config="timm_robust_plugins.nuat.options:NuatOptions",
+    )

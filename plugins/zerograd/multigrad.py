@@ -1,0 +1,52 @@
+"""MultiGrad, from the same paper as ZeroGrad (arXiv:2103.15476)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torchattacks.attack import Attack
+
+from timm_robust.data.batch import Batch
+from timm_robust.defense import Defense, Perturbed, StepOutput
+
+from .options import MultiGradOptions
+
+
+class MultiGradFGSM(Attack):
+    """A step from the clean image along the signs that the gradients at all random starts share.
+
+    Args:
+        model: the network under attack.
+        eps, alpha: radius and step, in units of the [0, 1] range.
+        starts: how many uniform points of the ball are asked.
+    """
+
+    def __init__(self, model: torch.nn.Module, eps: float, alpha: float, starts: int) -> None:
+        super().__init__("MultiGradFGSM", model)
+        self.eps, self.alpha, self.starts = eps, alpha, starts
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        votes = torch.zeros_like(images)
+        for _ in range(self.starts):
+            start = images + torch.empty_like(images).uniform_(-self.eps, self.eps)
+            start = start.clamp(0, 1).requires_grad_(True)
+            loss = torch.nn.functional.cross_entropy(self.get_logits(start), labels)
+            votes += torch.autograd.grad(loss, start)[0].sign()
+        agreed = votes.sign() * (votes.abs() == self.starts)
+        return (images + (self.alpha * agreed).clamp(-self.eps, self.eps)).clamp(0, 1)
+
+
+class MultiGrad(Defense):
+    """Cross-entropy on MultiGrad's images."""
+
+    options: MultiGradOptions
+    norms = ("Linf",)
+
+    def perturb(self, batch: Batch) -> Perturbed:
+        options, alpha = self.options, self.options.step_ratio * self.run.threat.eps
+        settings = {"bn": options.attack_bn, "alpha": alpha, "starts": options.starts}
+        return Perturbed(self.attack(batch.images, batch.targets, MultiGradFGSM, **settings))
+
+    def loss(self, batch: Batch, perturbed: Perturbed) -> StepOutput:
+        logits = self.run.model(perturbed.images)
+        return {"loss": self.cross_entropy(logits, batch.targets), "logits": logits}
