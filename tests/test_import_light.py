@@ -17,6 +17,7 @@ HEAVY = (
     "robustbench",
     "sklearn",
     "accelerate",
+    "matplotlib",
 )
 
 LISTING = """
@@ -34,8 +35,14 @@ configs = [get_manager().load_config(name) for name in get_manager().defenses()]
 
 @pytest.mark.parametrize(
     "code",
-    ["import timm_robust", "import timm_robust.recipe, timm_robust.threat", LISTING, OPTIONS],
-    ids=["package", "settings", "listing", "options"],
+    [
+        "import timm_robust",
+        "import timm_robust.recipe, timm_robust.threat",
+        "import timm_robust.comparison, timm_robust.cli",
+        LISTING,
+        OPTIONS,
+    ],
+    ids=["package", "settings", "comparison", "listing", "options"],
 )
 def test_import_is_light(code: str) -> None:
     code += f"\nimport sys\nprint([name for name in {HEAVY!r} if name in sys.modules])"

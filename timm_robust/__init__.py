@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from timm_robust.api import register_models as register_models
     from timm_robust.api import train as train
     from timm_robust.checkpoint import load as load
+    from timm_robust.comparison import compare as compare
     from timm_robust.errors import RunFailed as RunFailed
     from timm_robust.errors import UserError as UserError
     from timm_robust.result import TrainResult as TrainResult
@@ -27,6 +28,7 @@ _HOMES = {
     "TrainResult": "timm_robust.result",
     "RunFailed": "timm_robust.errors",
     "UserError": "timm_robust.errors",
+    "compare": "timm_robust.comparison",
     "evaluate": "timm_robust.api",
     "list_methods": "timm_robust.api",
     "load": "timm_robust.checkpoint",
@@ -39,6 +41,7 @@ __all__ = [
     "TrainResult",
     "UserError",
     "__version__",
+    "compare",
     "evaluate",
     "list_methods",
     "load",

@@ -24,7 +24,7 @@ app = typer.Typer(
     epilog="Start with: timm-robust train --model resnet18 --method sat --output runs/first",
 )
 
-SPREAD = ("--model-kwargs", "--set", "--option", "-o", "--attack", "--test-attack", "--track")
+SPREAD = ("--model-kwargs", "--set", "--option", "-o", "--attack", "--test-attack", "--track", "--methods", "--seeds")
 """Options that take several values in a row, as timm's do: `--model-kwargs layers=[1,1,1,1] drop_rate=0.1`."""
 
 Pairs = Optional[list[str]]
@@ -95,75 +95,94 @@ def pairs(given: Pairs, option: str) -> dict[str, Any]:
     return out
 
 
+Model = Annotated[Optional[str], typer.Option(help="Any timm model name. [default: resnet18]")]
+Data = Annotated[
+    Optional[str],
+    typer.Option(
+        help="digits (embedded), a folder train/CLASS/* with val|test/CLASS/*, an .npz, or a timm name. "
+        "[default: digits]"
+    ),
+]
+Eps = Annotated[
+    Optional[str],
+    typer.Option(
+        help="Radius as a share of the pixel range, such as 8/255. [default: 8/255 up to 64 pixels, 4/255 above]"
+    ),
+]
+Norm = Annotated[Optional[str], typer.Option(help="Linf or L2. [default: Linf]")]
+RecipeName = Annotated[Optional[str], typer.Option(help="Training settings by name; `timm-robust recipes` lists them.")]
+Epochs = Annotated[Optional[int], typer.Option(help="Passes over the training set.")]
+BatchSize = Annotated[Optional[int], typer.Option(help="Images per step and process.")]
+Rate = Annotated[Optional[float], typer.Option(help="Largest learning rate.")]
+Settings = Annotated[Pairs, typer.Option("--set", help="Any other recipe setting: --set ema=0.999 clip_grad=1")]
+ModelKwargs = Annotated[
+    Pairs,
+    typer.Option(help="Arguments of timm.create_model: --model-kwargs layers=[1,1,1,1] channels=[16,32,64,128]"),
+]
+Pretrained = Annotated[Optional[bool], typer.Option("--pretrained", help="Start from timm's pretrained weights.")]
+Stem = Annotated[
+    Optional[str], typer.Option(help="auto keeps resolution up to 64 pixels, none leaves the model as is.")
+]
+ImageSize = Annotated[Optional[int], typer.Option(help="Side in pixels. [default: that of the data]")]
+DataDir = Annotated[Optional[str], typer.Option(help="Root folder of timm data sets.")]
+Download = Annotated[Optional[bool], typer.Option("--download", help="Let timm data sets be fetched.")]
+Precision = Annotated[Optional[str], typer.Option(help="fp32, bf16 or fp16. [default: fp32]")]
+Device = Annotated[Optional[str], typer.Option(help="cpu stays off a GPU. [default: the best there is]")]
+Workers = Annotated[Optional[int], typer.Option(help="Data-loading processes for large images.")]
+TestAttack = Annotated[
+    Pairs,
+    typer.Option(
+        help="What to measure at the end: clean, fgsm, pgd-K-R, autoattack; none for nothing. "
+        "[default: clean pgd-10-1 autoattack]"
+    ),
+]
+TestExamples = Annotated[
+    Optional[int], typer.Option(help="Test images for that. [default: all; AutoAttack as many as fit 90 seconds]")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+
+
 @app.command(epilog="Example: timm-robust train --model vit_tiny_patch16_224 --method trades -o beta=5 --data photos/")
 def train(
-    model: Annotated[Optional[str], typer.Option(help="Any timm model name. [default: resnet18]")] = None,
+    model: Model = None,
     method: Annotated[
         Optional[str], typer.Option(help="A defense; `timm-robust methods` lists them. [default: sat]")
     ] = None,
-    data: Annotated[
-        Optional[str],
-        typer.Option(
-            help="digits (embedded), a folder train/CLASS/* with val|test/CLASS/*, an .npz, or a timm name. "
-            "[default: digits]"
-        ),
-    ] = None,
+    data: Data = None,
     output: Annotated[Optional[Path], typer.Option(help="Folder of the run. [default: runs/MODEL-METHOD-DATA]")] = None,
-    eps: Annotated[
-        Optional[str],
-        typer.Option(
-            help="Radius as a share of the pixel range, such as 8/255. [default: 8/255 up to 64 pixels, 4/255 above]"
-        ),
-    ] = None,
-    norm: Annotated[Optional[str], typer.Option(help="Linf or L2. [default: Linf]")] = None,
-    recipe: Annotated[
-        Optional[str], typer.Option(help="Training settings by name; `timm-robust recipes` lists them.")
-    ] = None,
-    epochs: Annotated[Optional[int], typer.Option(help="Passes over the training set.")] = None,
-    batch_size: Annotated[Optional[int], typer.Option(help="Images per step and process.")] = None,
-    lr: Annotated[Optional[float], typer.Option(help="Largest learning rate.")] = None,
-    set_: Annotated[Pairs, typer.Option("--set", help="Any other recipe setting: --set ema=0.999 clip_grad=1")] = None,
+    eps: Eps = None,
+    norm: Norm = None,
+    recipe: RecipeName = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    lr: Rate = None,
+    set_: Settings = None,
     option: Annotated[Pairs, typer.Option("--option", "-o", help="Options of the method: -o beta=5 steps=7")] = None,
     activation: Annotated[
         Optional[str],
         typer.Option(help="Smooth activation to swap in: silu, gelu, softplus, ... or none. [default: the method's]"),
     ] = None,
-    model_kwargs: Annotated[
-        Pairs,
-        typer.Option(help="Arguments of timm.create_model: --model-kwargs layers=[1,1,1,1] channels=[16,32,64,128]"),
-    ] = None,
-    pretrained: Annotated[
-        Optional[bool], typer.Option("--pretrained", help="Start from timm's pretrained weights.")
-    ] = None,
-    stem: Annotated[
-        Optional[str], typer.Option(help="auto keeps resolution up to 64 pixels, none leaves the model as is.")
-    ] = None,
-    image_size: Annotated[Optional[int], typer.Option(help="Side in pixels. [default: that of the data]")] = None,
-    data_dir: Annotated[Optional[str], typer.Option(help="Root folder of timm data sets.")] = None,
-    download: Annotated[Optional[bool], typer.Option("--download", help="Let timm data sets be fetched.")] = None,
+    model_kwargs: ModelKwargs = None,
+    pretrained: Pretrained = None,
+    stem: Stem = None,
+    image_size: ImageSize = None,
+    data_dir: DataDir = None,
+    download: Download = None,
     seed: Annotated[Optional[int], typer.Option(help="Of every random draw. [default: 0]")] = None,
-    precision: Annotated[Optional[str], typer.Option(help="fp32, bf16 or fp16. [default: fp32]")] = None,
-    device: Annotated[Optional[str], typer.Option(help="cpu stays off a GPU. [default: the best there is]")] = None,
+    precision: Precision = None,
+    device: Device = None,
     compile: Annotated[Optional[bool], typer.Option("--compile", help="Use torch.compile.")] = None,
-    workers: Annotated[Optional[int], typer.Option(help="Data-loading processes for large images.")] = None,
+    workers: Workers = None,
     track: Annotated[Pairs, typer.Option(help="Trackers to tell each epoch's numbers: tensorboard, wandb, ...")] = None,
-    test_attack: Annotated[
-        Pairs,
-        typer.Option(
-            help="What to measure at the end: clean, fgsm, pgd-K-R, autoattack; none for nothing. "
-            "[default: clean pgd-10-1 autoattack]"
-        ),
-    ] = None,
-    test_examples: Annotated[
-        Optional[int], typer.Option(help="Test images for that. [default: all; AutoAttack as many as fit 90 seconds]")
-    ] = None,
+    test_attack: TestAttack = None,
+    test_examples: TestExamples = None,
     config: Annotated[
         Optional[Path], typer.Option(help="YAML file with any of these; the command line overrides it.")
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run in --output; its settings need no repeating.")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Train a model with a defense, then measure it on the test split."""
     given = {
@@ -214,6 +233,146 @@ def train(
         f"  timm-robust evaluate {out} --attack pgd-50-10 autoattack --json {out}/record.json\n"
         f"  python -c \"import timm_robust; model = timm_robust.load('{out}')\"   # images in [0, 1] -> logits"
     )
+
+
+@app.command(
+    epilog="Example: timm-robust compare --methods fgsm,n-fgsm,moat -o moat.stages=r2 --seeds 0,1,2 --epochs 15 "
+    "--data photos/ --output runs/three"
+)
+def compare(
+    methods: Annotated[
+        Pairs, typer.Option(help="Defenses, as fgsm,n-fgsm,sat or one by one; `timm-robust methods` lists them.")
+    ] = None,
+    model: Model = None,
+    data: Data = None,
+    seeds: Annotated[
+        Pairs, typer.Option(help="Seeds, as 0,1,2 or one by one; each method runs with each. [default: 0,1,2]")
+    ] = None,
+    epochs: Epochs = None,
+    output: Annotated[
+        Optional[Path],
+        typer.Option(help="Folder; each run is in METHOD-seedS below it. [default: runs/compare-MODEL-DATA]"),
+    ] = None,
+    option: Annotated[
+        Pairs, typer.Option("--option", "-o", help="Options of one method: -o trades.beta=5 moat.stages=r2")
+    ] = None,
+    eps: Eps = None,
+    norm: Norm = None,
+    recipe: RecipeName = None,
+    batch_size: BatchSize = None,
+    lr: Rate = None,
+    set_: Settings = None,
+    model_kwargs: ModelKwargs = None,
+    pretrained: Pretrained = None,
+    stem: Stem = None,
+    image_size: ImageSize = None,
+    data_dir: DataDir = None,
+    download: Download = None,
+    precision: Precision = None,
+    device: Device = None,
+    workers: Workers = None,
+    test_attack: TestAttack = None,
+    test_examples: TestExamples = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with the comparison in --output: finished runs are taken as they are, settings need no "
+            "repeating, --methods and --seeds may add some.",
+        ),
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a model with several methods and seeds, and show side by side what each reaches and costs.
+
+    All runs share data, budget, seeds and evaluation; what a method recommends, such as an activation, is its own. A
+    run that fails does not end the others. The table shows, per method, mean and standard deviation over the seeds:
+    clean and robust accuracy of the best checkpoint on the test split, and robust accuracy after the *last* epoch on
+    the validation split, which betrays a collapse that the best checkpoint hides; then seconds, passes, and
+    catastrophic overfitting. It stays in comparison.md and comparison.json; comparison.png and .svg show robust
+    accuracy over the epochs.
+    """
+    given: dict[str, Any] = {
+        "methods": _words(methods),
+        "model": model,
+        "data": data,
+        "seeds": [_whole(word) for word in _words(seeds) or []] or None,
+        "epochs": epochs,
+        "output": output,
+        "method_args": by_method(option) or None,
+        "eps": eps,
+        "norm": norm,
+        "recipe": recipe,
+        "batch_size": batch_size,
+        "lr": lr,
+        "recipe_args": pairs(set_, "--set") or None,
+        "model_kwargs": pairs(model_kwargs, "--model-kwargs") or None,
+        "pretrained": pretrained,
+        "stem": stem,
+        "image_size": image_size,
+        "data_dir": data_dir,
+        "download": download,
+        "precision": precision,
+        "device": device,
+        "workers": workers,
+        "test_examples": test_examples,
+        "test_attacks": [] if test_attack == ["none"] else test_attack,
+    }
+    arguments = {name: value for name, value in given.items() if value is not None}
+    from timm_robust.comparison import compare as run
+    from timm_robust.comparison import default_output, read_asked
+
+    if resume and output is not None:
+        arguments = {**read_asked(output), **arguments}
+    elif not resume:
+        arguments.setdefault("output", default_output(arguments.get("model"), arguments.get("data")))
+    try:
+        result = run(**{"methods": [], **arguments}, resume=resume, quiet=quiet)
+    except KeyboardInterrupt:
+        _stop(f"interrupted; continue with: timm-robust compare --resume --output {arguments['output']}", 130)
+    _print_comparison(result)
+    if result.failed:
+        told = f"{len(result.failed)} of {len(result.runs)} runs failed"
+        _stop(f"{told}; try them again with: timm-robust compare --resume --output {result.output}", 1)
+
+
+def by_method(given: Pairs) -> dict[str, dict[str, Any]]:
+    """`["moat.stages=r2"]` as {"moat": {"stages": "r2"}}.
+
+    Raises:
+        UserError: an item without method, name or `=`.
+    """
+    out: dict[str, dict[str, Any]] = {}
+    for full, value in pairs(given, "--option").items():
+        method, _, name = full.partition(".")
+        if not method or not name:
+            raise UserError(f"--option {full!r} names no method: expected METHOD.name=value such as moat.stages=r2")
+        out.setdefault(method, {})[name] = value
+    return out
+
+
+def _words(given: Pairs) -> list[str] | None:
+    """`["a,b", "c"]` as ["a", "b", "c"]."""
+    return given and [word.strip() for item in given for word in item.split(",") if word.strip()]
+
+
+def _whole(word: str) -> int:
+    try:
+        return int(word)
+    except ValueError:
+        raise UserError(f"seed {word!r} is no whole number: expected seeds such as 0,1,2") from None
+
+
+def _print_comparison(result: Any) -> None:
+    console = Console(highlight=False)
+    if console.is_terminal:
+        result.show(console)
+    else:
+        print(result)
+    out = result.output
+    typer.echo(f"\ntable: {out}/comparison.md   numbers: {out}/comparison.json   curves: {out}/comparison.png")
+    if result.done:
+        typer.echo(f"next:\n  timm-robust evaluate {result.done[0].folder} --attack pgd-50-10 autoattack")
 
 
 def _merge(config: Path | None, given: dict[str, Any], resume: bool) -> dict[str, Any]:

@@ -52,22 +52,12 @@ class RunFolder:
         Raises:
             UserError: it holds another run, nothing to resume, other arguments than the run's, or it cannot be written.
         """
-        path, plain = Path(output), {name: _plain(value) for name, value in asked.items()}
-        there = path / MANIFEST
+        path, plain = Path(output), {name: as_plain(value) for name, value in asked.items()}
         if resume:
             _require_same(path, plain)
-        elif there.exists() and not _is_other_process():
-            raise UserError(
-                f"{path} holds another run: continue it with --resume, or choose another folder such as {_free(path)}"
-            )
-        elif path.is_dir() and any(path.iterdir()) and not _is_other_process():
-            raise UserError(f"{path} is not empty and holds no run: choose another folder such as {_free(path)}")
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot make the folder {path}: {error.strerror or error}") from error
-        if not os.access(path, os.W_OK):
-            raise UserError(f"cannot write into {path}: choose another folder")
+        elif not _is_other_process():
+            require_new(path, MANIFEST, "run")
+        make_folder(path)
         return cls(path, plain)
 
     def write_manifest(self, resolved: Mapping[str, Any]) -> None:
@@ -85,14 +75,48 @@ class RunFolder:
             raise UserError(f"cannot write into {self.path}: {error.strerror or error}") from error
 
 
-def _plain(value: Any) -> Any:
+def require_new(path: Path, record: str, what: str) -> None:
+    """Refuses a folder that holds something already.
+
+    Args:
+        path: may be missing, or be empty.
+        record: the file by which a `what` is known.
+        what: what the folder should hold ("run").
+
+    Raises:
+        UserError: it holds another one, or anything else.
+    """
+    if (path / record).exists():
+        found = f"holds another {what}: continue it with --resume, or"
+    elif path.is_dir() and any(path.iterdir()):
+        found = f"is not empty and holds no {what}:"
+    else:
+        return
+    raise UserError(f"{path} {found} choose another folder such as {free_folder(path)}")
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder to write into.
+
+    Raises:
+        UserError: it cannot be made, or not be written into.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {path}: {error.strerror or error}") from error
+    if not os.access(path, os.W_OK):
+        raise UserError(f"cannot write into {path}: choose another folder")
+
+
+def as_plain(value: Any) -> Any:
     """A value as JSON gives it back; objects of the user's by their type."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, Mapping):
-        return {str(name): _plain(item) for name, item in value.items()}
+        return {str(name): as_plain(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)) and all(isinstance(item, (bool, int, float, str)) for item in value):
         return list(value)
     return f"<{type(value).__name__}>" if not hasattr(value, "numerator") else str(value)
@@ -128,7 +152,8 @@ def _is_other_process() -> bool:
     return os.environ.get("RANK", "0") != "0"
 
 
-def _free(path: Path) -> Path:
+def free_folder(path: Path) -> Path:
+    """The first of `path-2`, `path-3`, ... that is not there."""
     number = 2
     while (candidate := path.with_name(f"{path.name}-{number}")).exists():
         number += 1
