@@ -151,7 +151,7 @@ def test_lost_weights_stop_the_run_though_the_loss_is_finite(train_small, monkey
             self.run.bare.model.layer4[0].conv1.weight[0, 0, 0, 0] = float("nan")
 
     monkeypatch.setattr(FGSMRS, "commit", lambda self, batch, perturbed, output: lose(self, 0))
-    monkeypatch.setattr(Engine, "_require_finite", lambda self, total, step: None)
+    monkeypatch.setattr("timm_robust.engine.require_finite_loss", lambda engine, total, step: None)
     with pytest.raises(RunFailed, match="weight 'model.layer4.0.conv1.weight' is no longer finite after epoch 1"):
         train_small(epochs=1)
 

@@ -33,8 +33,9 @@ from timm_robust.accelerator import FP16_GRADIENT_SCALE, make_accelerator
 from timm_robust.attacks import Attacker
 from timm_robust.data import Batch, DataBundle, make_eval_loader, make_train_loader
 from timm_robust.defense import Defense, Run
-from timm_robust.errors import RunFailed, UserError
+from timm_robust.errors import UserError
 from timm_robust.evaluation.accuracy import accuracy, parse_measure, verdicts
+from timm_robust.finite import require_finite_loss, require_finite_weights
 from timm_robust.models import PixelModel
 from timm_robust.optim import Schedule, build_optimizer
 from timm_robust.overfitting import Collapsed, Watch
@@ -198,13 +199,13 @@ class Engine:
                 if "logits" in output:
                     correct += (output["logits"].detach().argmax(1) == batch.targets).sum()
                 if device.type == "cpu" or step % 50 == 49 or step + 1 == self.steps:
-                    self._require_finite(totals["loss"], step)
+                    require_finite_loss(self, totals["loss"].item(), step)
                 if self.watch.due(step + 1, self.counter.passes):
                     self._look(step + 1)
                 if self.display.due():
                     status = f"loss {totals['loss'].item() / seen:.3f}  {self.display.status}"
                     self.display.advance(step + 1, status=status)
-        self._require_finite_weights()
+        require_finite_weights(self)
         self.defense.on_epoch_end(self.epoch)
         if self.accelerator.num_processes > 1:
             distribute_bn(self.bare, self.accelerator.num_processes, reduce=True)
@@ -230,26 +231,6 @@ class Engine:
             self.schedule.step()
         if self.ema:
             self.ema.update(self.bare, step=self.schedule.steps)
-
-    def _require_finite(self, total: Tensor, step: int) -> None:
-        if math.isfinite(total.item()):
-            return
-        raise RunFailed(
-            f"the loss is {total.item()} in epoch {self.epoch + 1}, batch {step + 1} of {self.steps}: {self._kept()}; "
-            "try a smaller --lr, --set clip_grad=1, or --precision fp32"
-        )
-
-    def _require_finite_weights(self) -> None:
-        """Weights can be lost while the loss is finite: bfloat16 convolutions on maps of 2x2 do that on some CPUs."""
-        for name, value in self.bare.named_parameters():
-            if not value.isfinite().all():
-                raise RunFailed(
-                    f"weight {name!r} is no longer finite after epoch {self.epoch + 1}: {self._kept()}; "
-                    "try --precision fp32, a smaller --lr, or a larger --image-size"
-                )
-
-    def _kept(self) -> str:
-        return f"{self.job.output}/last holds epoch {self.epoch}" if self.epoch else "no epoch was finished before"
 
     def _check(self) -> dict[str, float]:
         """Clean and robust accuracy on the held-out split, in eval mode, with the random state kept."""

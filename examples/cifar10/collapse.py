@@ -73,6 +73,9 @@ def run(method: str, data: Any, arguments: argparse.Namespace) -> dict[str, Any]
         "events": [event for row in rows for event in row.get("events", [])],
         "looks": [{"epoch": row["epoch"], **look} for row in rows for look in row.get("looks", [])],
         "passes": round(sum(row["passes"] for row in rows) / len(rows), 3),
+        "watch_share_of_time": round(
+            sum(row.get("look_seconds", 0) for row in rows) / sum(row["seconds"] for row in rows), 4
+        ),
         "seconds_per_epoch": round(float(np.median([row["seconds"] for row in rows])), 1),
         "test": {
             "n_examples": last.n_examples,
