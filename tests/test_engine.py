@@ -327,3 +327,10 @@ def test_two_processes_agree(tmp_path):
     assert sum0 == sum1 and buffers0 == buffers1
     assert set(seen0) | set(seen1) == set(range(1294)) and len(seen0) == len(seen1) == 647
     assert (out / "best/model.safetensors").is_file()
+
+
+def test_what_a_method_refuses_leaves_the_folder_free(train_small, tmp_path):
+    with pytest.raises(UserError, match="max_step"):
+        train_small("atas", method_args={"max_step": 2})
+    assert not (tmp_path / "run").exists()
+    assert train_small("atas", epochs=1).output == tmp_path / "run"

@@ -216,7 +216,12 @@ def train(
         f"method {method}, threat {threat}, recipe {preset} ({settings.epochs} epochs, batch {settings.batch_size}, "
         f"{settings.schedule} {settings.lr:g}), {precision} on {engine.device}, seed {seed}, output {folder.path}"
     )
-    history = engine.fit()
+    try:
+        history = engine.fit()
+    except UserError:
+        if not resume and engine.main:
+            folder.forget()  # nothing was trained: the same folder takes the mended command
+        raise
     result = TrainResult(folder.path, threat, history)
     if test_attacks and engine.main:
         try:

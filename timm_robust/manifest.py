@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,12 @@ class RunFolder:
             require_new(path, MANIFEST, "run")
         make_folder(path)
         return cls(path, plain)
+
+    def forget(self) -> None:
+        """Takes the manifest of a run back that never began, and the folder if nothing else is in it."""
+        (self.path / MANIFEST).unlink(missing_ok=True)
+        with suppress(OSError):
+            self.path.rmdir()
 
     def write_manifest(self, resolved: Mapping[str, Any]) -> None:
         """Writes everything that repeating the run needs.
