@@ -1,6 +1,6 @@
 """An epoch of `fgsm-rs` in the engine beside a loop written by hand, taking turns in one run.
 
-    python examples/benchmarks/epoch_beside_plain_loop.py CIFAR10_FOLDER [--images 10000] [--rounds 3]
+    python examples/benchmarks/epoch_beside_plain_loop.py CIFAR10_FOLDER [--images 10000] [--rounds 3] [--json FILE]
 
 The loop is what a careful user writes: channels_last, one gather per batch for crop and flip, autograd.grad to the
 input, SGD. Prints seconds per epoch of both and the ratio, without the engine's check on the validation split.
@@ -9,6 +9,8 @@ input, SGD. Prints seconds per epoch of both and the ratio, without the engine's
 from __future__ import annotations
 
 import argparse
+import datetime
+import json
 import statistics
 import tempfile
 import time
@@ -25,6 +27,7 @@ from timm_robust.plugin import get_manager
 from timm_robust.presets import make_recipe
 from timm_robust.progress import Display
 from timm_robust.threat import make_threat
+from timm_robust.versions import hardware, versions
 
 SMALL = {"layers": [1, 1, 1, 1], "channels": [16, 32, 64, 128]}
 EPS = 8 / 255
@@ -70,6 +73,7 @@ def main() -> None:
     parser.add_argument("data")
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     bundle = load_data(arguments.data)
     assert bundle.train.pixels is not None
@@ -100,6 +104,20 @@ def main() -> None:
         print(f"round {engine.epoch + 1}: timm-robust {ours[-1]:.1f} s, by hand {plain[-1]:.1f} s")
     ratio = statistics.median(ours) / statistics.median(plain)
     print(f"{len(labels)} images: timm-robust / by hand = {ratio:.2f}")
+    if arguments.json:
+        record = {
+            "name": arguments.json.stem,
+            "command": f"python examples/benchmarks/epoch_beside_plain_loop.py DEST --images {arguments.images} "
+            f"--rounds {arguments.rounds} --json {arguments.json}",
+            "date": datetime.date.today().isoformat(),
+            "threads": torch.get_num_threads(),
+            "hardware": hardware(),
+            "versions": versions(),
+            "images": len(labels),
+            "seconds_per_epoch": {"timm-robust": ours, "by hand": plain},
+            "ratio": round(ratio, 3),
+        }
+        arguments.json.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

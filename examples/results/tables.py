@@ -157,6 +157,12 @@ def step_cost() -> str:
         for k, ways in record["k"].items():
             rows += [[f"`{record['name']}`", k, way, f"{seconds / ways['floor']:.2f}"] for way, seconds in ways.items()]
         notes.append(f"`{record['name']}`: {record['hardware']}, {record['date']}; {record.get('note') or 'no note'}.")
+    notes += [
+        f"`{r['name']}`: an epoch of fgsm-rs on {r['images']} CIFAR-10 images takes {r['ratio']:.2f} times as long as "
+        f"a plain loop beside it; {r['hardware']}, {r['threads']} threads, {r['date']}."
+        for r in records()
+        if r["name"].startswith("epoch-beside")
+    ]
     return table(["record", "attack steps", "way", "x floor"], rows) + "\n\n" + "\n".join(notes)
 
 
