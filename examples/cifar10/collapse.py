@@ -21,6 +21,7 @@ import torch
 
 import timm_robust
 from timm_robust.data import load_data
+from timm_robust.report.curves import draw
 from timm_robust.versions import hardware, versions
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
@@ -85,6 +86,16 @@ def run(method: str, data: Any, arguments: argparse.Namespace) -> dict[str, Any]
     }
 
 
+def as_rows(run: dict[str, Any]) -> list[dict[str, Any]]:
+    """A record's curve as the rows of metrics.jsonl that `draw` knows."""
+
+    def events(epoch: int) -> dict[str, Any]:
+        found = [event for event in run["events"] if event["epoch"] == epoch]
+        return {"events": found} if found else {}
+
+    return [{"epoch": epoch, **row, **events(epoch)} for epoch, row in enumerate(run["curve"], 1)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="CIFAR-10 as an image folder")
@@ -126,7 +137,13 @@ def main() -> None:
     }
     target = RESULTS / f"{name}.json"
     target.write_text(json.dumps(record, indent=1) + "\n")
-    print(f"record: {target}")
+    draw(
+        {method: [as_rows(one)] for method, one in found.items()},
+        [target.with_suffix(".svg")],
+        title=f"Who collapses at {arguments.eps}",
+        notes=[f"small ResNet on {TRAIN} CIFAR-10 images", "500 validation images under PGD-10, by epoch"],
+    )
+    print(f"record: {target}, picture: {target.with_suffix('.svg')}; python examples/results/tables.py fills the cards")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,9 @@ ROOT = Path(__file__).resolve().parents[2]
 PART = re.compile(
     r"<!-- (options|evidence|methods|full-size|step-cost)(?: ([a-z0-9-]+))? -->\n.*?<!-- end -->", re.DOTALL
 )
+RESULTS = "../../examples/results"
+"""From a method card."""
+
 FULL = re.compile(r"cifar10-(preact-)?resnet18-")
 """Names of full-size records."""
 
@@ -112,7 +115,8 @@ def collapse(method: str) -> str:
         f"Where catastrophic overfitting would show: the small network on {images} CIFAR-10 images; the curve on 500 "
         f"validation images, the last epoch on {n} test images; {machine} (`examples/cifar10/collapse.py`):"
     )
-    return f"{where}\n\n{table(header, rows)}"
+    pictures = "\n".join(f"![robust accuracy by epoch at {r['eps']}]({RESULTS}/{r['name']}.svg)" for r in found)
+    return f"{where}\n\n{table(header, rows)}\n\n{pictures}"
 
 
 def methods() -> str:
