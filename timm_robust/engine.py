@@ -100,7 +100,7 @@ class Engine:
         self.steps = len(self.loader) * self.defense.replays
         optimizer = build_optimizer(self.bare, recipe)
         self.schedule = Schedule(optimizer, recipe, math.ceil(self.steps / recipe.accumulate))
-        self.counter = PassCounter(self.bare, on=not job.compile)
+        self.counter = PassCounter(self.bare, *([self.ema.module] if self.ema else []), on=not job.compile)
         if job.compile:
             self.bare.compile()
         self.model, self.optimizer = self.accelerator.prepare(self.bare, optimizer)
@@ -242,7 +242,7 @@ class Engine:
             batches = make_eval_loader(
                 job.data.val, batch_size=max(recipe.batch_size, 250), device=self.device, n_examples=n
             )
-            with self.counter.paused():
+            with self.counter.apart():
                 done[key] = accuracy(verdicts(parse_measure(name), self.checker, batches, seed=job.seed))
         self.display.status = f"validation: clean {done['val_clean']:.1%} robust {done['val_robust']:.1%}"
         return {**done, "check_seconds": round(time.perf_counter() - started, 2)}
@@ -272,8 +272,7 @@ class Engine:
 
     def _look(self, step: int) -> None:
         """Looks for catastrophic overfitting in the middle of an epoch."""
-        with self.counter.paused():
-            self.display.status = self.watch.look(self.epoch, step)
+        self.display.status = self.watch.look(self.epoch, step)
 
     def _go_back(self) -> list[dict[str, Any]]:
         """Back to the last sound epoch, to go on with other draws or with a stronger attack."""

@@ -30,7 +30,8 @@ SHARE = 0.02
 """Of the run's passes that the watch may take."""
 
 COST = 15.5
-"""Passes that one look costs for each of its images: clean, FGSM, PGD-10, two gradients."""
+"""Passes that one look costs at most for each of its images: clean, FGSM, PGD-10, two gradients. Fewer are spent where
+images are wrong already."""
 
 DROP, GAP = 0.20, 0.20
 """Shares of images: a fall of PGD accuracy that is an event by itself, and the distance of FGSM from PGD that is one
@@ -141,7 +142,7 @@ class Watch:
     def __init__(self, engine: Engine, recipe: Recipe) -> None:
         self.engine, self.recipe = engine, recipe
         self.best: dict[str, float] = {}
-        self.number = 0
+        self.spent = 0.0
         self._looks: list[dict[str, float]] = []
         self._events: list[dict[str, Any]] = []
         self._seconds = 0.0
@@ -164,7 +165,7 @@ class Watch:
             return False
         if self.recipe.watch_every:
             return step % self.recipe.watch_every == 0
-        return (self.number + 1) * COST * self.recipe.watch_examples <= SHARE * passes
+        return self.spent + COST * self.recipe.watch_examples <= SHARE * passes
 
     def look(self, epoch: int, step: int) -> str:
         """Clean, FGSM and PGD-10 accuracy and the gradient cosine on the fixed images; returns a line for the bar.
@@ -177,7 +178,15 @@ class Watch:
             Collapsed: see `judge`.
         """
         started = time.perf_counter()
-        self.number += 1
+        with self.engine.counter.apart() as part:
+            seen = self._measure()
+        self.spent += part.passes
+        self._seconds += time.perf_counter() - started
+        self._looks.append({"step": step, **{name: round(value, 4) for name, value in seen.items()}})
+        self.judge("training", self.batch.targets, seen["clean"], seen["pgd"], epoch, step, seen["fgsm"])
+        return f"training images: PGD {seen['pgd']:.1%} FGSM {seen['fgsm']:.1%} gradient cosine {seen['cosine']:.2f}"
+
+    def _measure(self) -> dict[str, float]:
         attacker = self.engine.checker
         seen = {
             key: accuracy(verdicts(parse_measure(name), attacker, [self.batch]))
@@ -186,11 +195,7 @@ class Watch:
         images, threat = self.batch.images, attacker.threat
         reach = threat.eps if threat.norm == "Linf" else threat.eps / images[0].numel() ** 0.5
         noise = (torch.rand(images.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1).to(images) * reach
-        cosine = gradient_cosine(attacker, images, self.batch.targets, noise)
-        self._seconds += time.perf_counter() - started
-        self._looks.append({"step": step, **{k: round(v, 4) for k, v in seen.items()}, "cosine": round(cosine, 4)})
-        self.judge("training", self.batch.targets, seen["clean"], seen["pgd"], epoch, step, seen["fgsm"])
-        return f"training images: PGD {seen['pgd']:.1%} FGSM {seen['fgsm']:.1%} gradient cosine {cosine:.2f}"
+        return {**seen, "cosine": gradient_cosine(attacker, images, self.batch.targets, noise)}
 
     def judge(
         self,
@@ -246,7 +251,7 @@ class Watch:
         return {name: value for name, value in taken.items() if value}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": dict(self.best), "number": self.number, "warned": self._warned}
+        return {"best": dict(self.best), "spent": self.spent, "warned": self._warned}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.best, self.number, self._warned = dict(state["best"]), state["number"], state["warned"]
+        self.best, self.spent, self._warned = dict(state["best"]), state["spent"], state["warned"]

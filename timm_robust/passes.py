@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+
+
+@dataclass
+class Part:
+    """Passes of one part of a run."""
+
+    passes: float = 0.0
 
 
 class PassCounter:
@@ -15,17 +23,16 @@ class PassCounter:
     A forward and a backward are half a pass each, so standard training costs one pass per image, PGD-10 training 11.
 
     Args:
-        model: whose calls are counted.
+        models: whose calls are counted.
         on: False counts nothing: in a compiled network every count would be a reason to compile it again.
 
     Attributes:
         images: images forward plus images backward.
     """
 
-    def __init__(self, model: nn.Module, on: bool = True) -> None:
+    def __init__(self, *models: nn.Module, on: bool = True) -> None:
         self.images = 0
-        self._on = on
-        if on:
+        for model in models if on else ():
             model.register_forward_hook(self._forward)
 
     @property
@@ -34,20 +41,19 @@ class PassCounter:
         return self.images / 2
 
     @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Leaves out what is measured and not trained."""
-        on, self._on = self._on, False
+    def apart(self) -> Iterator[Part]:
+        """Counts what is measured and not trained by itself; the part knows its passes afterwards."""
+        before, part = self.images, Part()
         try:
-            yield
+            yield part
         finally:
-            self._on = on
+            part.passes, self.images = (self.images - before) / 2, before
 
     def _forward(self, module: nn.Module, arguments: Any, output: Tensor) -> None:
-        if self._on:
-            images = len(output)  # a hook that holds `output` itself would never be freed
-            self._add(images)
-            if output.requires_grad:
-                output.register_hook(lambda _: self._add(images))
+        images = len(output)  # a hook that holds `output` itself would never be freed
+        self._add(images)
+        if output.requires_grad:
+            output.register_hook(lambda _: self._add(images))
 
     def _add(self, images: int) -> None:
         self.images += images
