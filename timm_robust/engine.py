@@ -212,7 +212,8 @@ class Engine:
         metrics = {f"train_{name}": total.item() / seen for name, total in totals.items()}
         metrics["train_accuracy"] = correct.item() / seen
         metrics["lr"] = self.optimizer.param_groups[0]["lr"]
-        metrics["passes"] = round((self.counter.passes - passes_before) * self.defense.replays / seen, 3)
+        if not self.job.compile:  # there they are not counted
+            metrics["passes"] = round((self.counter.passes - passes_before) * self.defense.replays / seen, 3)
         metrics["seconds"] = round(time.perf_counter() - started, 2)
         return metrics
 

@@ -272,6 +272,7 @@ def _row(runs: list[Run], images: dict[str, int]) -> dict[str, Any]:
         for name, n in images.items()
         if (have := [entry for entry in measured if name in entry["attacks"]])
     }
+    counted = [row["passes"] for row in history if "passes" in row]  # compiled runs have none
     return {
         "method": runs[0].method,
         "method_args": done[0].manifest["method_args"] if done else {},
@@ -280,7 +281,9 @@ def _row(runs: list[Run], images: dict[str, int]) -> dict[str, Any]:
         "attacks": attacks,
         "last": _spread(run.history[-1]["val_robust"] for run in done),
         "seconds_per_epoch": statistics.median(row["seconds"] for row in history) if history else None,
-        "passes": statistics.fmean(row["passes"] for row in history) if history else None,
+        "passes": statistics.fmean(counted)
+        if (counted := [row["passes"] for row in history if "passes" in row])
+        else None,
         "best_epochs": [run.best_epoch for run in done],
         "happened": "; ".join(_happened(runs)),
     }
