@@ -376,6 +376,17 @@ def test_one_warning_for_a_collapse_that_lasts(train_small, monkeypatch):
     assert [row["epoch"] for row in rows if row["best"]] == [1]
 
 
+def test_sound_training_images_do_not_bring_the_warning_back():
+    watch = fake_watch()
+    watch.engine.accelerator, told = SimpleNamespace(num_processes=1), []
+    watch.engine.display = SimpleNamespace(warn=told.append)
+    targets = torch.arange(500) % 10
+    for epoch, robust in enumerate((0.4, 0.1, 0.1)):
+        watch.judge("validation", targets, 0.9, robust, epoch)
+        watch.judge("training", targets, 0.9, 0.5, epoch, step=1)
+    assert len(told) == 1 and [event["epoch"] for event in watch.take()["events"]] == [2]
+
+
 def test_restore_goes_on_from_the_last_sound_epoch(train_small, collapse, engines):
     plain = answered(train_small, "restore", "plain")
     collapse(3)

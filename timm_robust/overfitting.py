@@ -146,7 +146,7 @@ class Watch:
         self._looks: list[dict[str, float]] = []
         self._events: list[dict[str, Any]] = []
         self._seconds = 0.0
-        self._warned = False
+        self._warned: set[str] = set()  # where it is lost and told already
 
     @cached_property
     def batch(self) -> Batch:
@@ -230,7 +230,8 @@ class Watch:
         if engine.accelerator.num_processes > 1:
             lost = bool(broadcast_object_list([lost])[0])  # batch statistics of processes differ within an epoch
         if not lost:
-            self._warned = self._warned and robust < 0.75 * best
+            if robust >= 0.75 * best:
+                self._warned.discard(seen_on)
             return
         answer = self.recipe.on_collapse if epoch else "warn"  # nothing to go back to in the first epoch
         if answer in ("restore", "escalate") and engine.returns >= MOST_RETURNS:
@@ -238,7 +239,7 @@ class Watch:
         event = Collapse(epoch + 1, step, seen_on, round(robust, 4), round(best, 4), fgsm, answer)
         if answer == "warn" and self._warned:
             return
-        self._warned = answer == "warn"
+        self._warned = self._warned | {seen_on} if answer == "warn" else set()
         self._events.append(event.to_dict())
         engine.display.warn(f"{event}; {ANSWERED[answer]}")
         if answer != "warn":
@@ -251,7 +252,7 @@ class Watch:
         return {name: value for name, value in taken.items() if value}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": dict(self.best), "spent": self.spent, "warned": self._warned}
+        return {"best": dict(self.best), "spent": self.spent, "warned": sorted(self._warned)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.best, self.spent, self._warned = dict(state["best"]), state["spent"], state["warned"]
+        self.best, self.spent, self._warned = dict(state["best"]), state["spent"], set(state["warned"])
