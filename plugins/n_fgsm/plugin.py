@@ -11,7 +11,7 @@ from timm_robust.plugin import DefenseSpec, Reference, hookimpl
 def timm_robust_defenses() -> Iterator[DefenseSpec]:
     yield DefenseSpec(
         name="n-fgsm",
-        summary="one step of eps from noise of 2 eps, not projected: as cheap as FGSM and made not to collapse",
+        summary="one step of eps from noise of 2 eps, not projected: as cheap as FGSM, made against collapse",
         reference=Reference(
             title="Make Some Noise: Reliable and Efficient Single-Step Adversarial Training",
             arxiv="2202.01181",
