@@ -43,7 +43,8 @@ from timm_robust.passes import PassCounter
 from timm_robust.plugin.manager import Observers
 from timm_robust.progress import Display
 from timm_robust.recipe import Recipe
-from timm_robust.snapshots import end_early, keep, restore, was_stopped
+from timm_robust.result import was_stopped
+from timm_robust.snapshots import end_early, keep, restore
 from timm_robust.threat import Threat
 
 

@@ -46,3 +46,8 @@ class TrainResult:
         if self.evaluation:
             lines += ["on the test split:", *(f"  {line}" for line in repr(self.evaluation).splitlines())]
         return "\n".join(lines)
+
+
+def was_stopped(rows: list[dict[str, Any]]) -> bool:
+    """Whether catastrophic overfitting ended a run, by the rows of its metrics.jsonl: nothing is left to train."""
+    return bool(rows) and any(event["answer"] == "stop" for event in rows[-1].get("events", []))

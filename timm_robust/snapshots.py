@@ -75,11 +75,6 @@ def keep(engine: Engine, row: dict[str, Any], rows: list[dict[str, Any]]) -> Non
         )
 
 
-def was_stopped(rows: list[dict[str, Any]]) -> bool:
-    """Whether catastrophic overfitting ended the run, so that there is nothing to go on with."""
-    return bool(rows) and any(event["answer"] == "stop" for event in rows[-1].get("events", []))
-
-
 def end_early(engine: Engine, rows: list[dict[str, Any]]) -> None:
     """Writes what ended the run to the last epoch that was kept."""
     found = engine.watch.take()

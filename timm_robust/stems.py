@@ -129,7 +129,7 @@ class CentreConv2d(nn.Conv2d):
     """A convolution that uses the central 3x3 of a wider kernel; the weight keeps its shape, and timm's name.
 
     CIFAR networks have a 3x3 stem for a reason: behind a 7x7 one at full resolution, one-step adversarial training
-    collapses where it otherwise holds (tests/test_collapse.py fails with it).
+    collapses where it otherwise holds (tests/test_collapse.py trains behind both).
     """
 
     @classmethod

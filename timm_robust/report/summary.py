@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from timm_robust.report.curves import draw
+from timm_robust.result import was_stopped
 from timm_robust.versions import hardware, versions
 
 ANSWERED = {"stop": ", stopped", "restore": ", restored", "escalate": ", escalated"}
@@ -62,9 +63,8 @@ class Run:
         except (OSError, ValueError):
             self.history = []
         epochs = self.manifest.get("recipe", {}).get("epochs", float("inf"))
-        stopped = any(event["answer"] == "stop" for event in (self.history or [{}])[-1].get("events", []))
         measured = {"clean", *self.evaluation.get("attacks", {})} if self.evaluation else set()
-        self.done = (len(self.history) >= epochs or stopped) and measured.issuperset(attacks)
+        self.done = (len(self.history) >= epochs or was_stopped(self.history)) and measured.issuperset(attacks)
 
     @property
     def resumable(self) -> bool:
@@ -281,9 +281,7 @@ def _row(runs: list[Run], images: dict[str, int]) -> dict[str, Any]:
         "attacks": attacks,
         "last": _spread(run.history[-1]["val_robust"] for run in done),
         "seconds_per_epoch": statistics.median(row["seconds"] for row in history) if history else None,
-        "passes": statistics.fmean(counted)
-        if (counted := [row["passes"] for row in history if "passes" in row])
-        else None,
+        "passes": statistics.fmean(counted) if counted else None,
         "best_epochs": [run.best_epoch for run in done],
         "happened": "; ".join(_happened(runs)),
     }
