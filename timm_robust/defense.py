@@ -7,7 +7,7 @@
 
 Three calls and not one, because weight perturbation evaluates `loss` twice on the same adversarial batch, because
 tables must be written once, and because `perturb` runs on the bare module while `loss` runs on the one wrapped for
-several processes. Plain PGD training overrides nothing but `loss`.
+several processes. Plain PGD training overrides nothing.
 """
 
 from __future__ import annotations
@@ -124,8 +124,12 @@ class Defense:
         return Perturbed(self.attack(batch.images, batch.targets, "pgd", **self.pgd_settings()))
 
     def loss(self, batch: Batch, perturbed: Perturbed) -> StepOutput:
-        """The loss of the update; must not write anything, since it may be called twice per step."""
-        raise NotImplementedError(f"{type(self).__name__} does not say its loss")
+        """The loss of the update; must not write anything, since it may be called twice per step.
+
+        By default cross-entropy on the adversarial images, which is all that many methods want.
+        """
+        logits = self.run.model(perturbed.images)
+        return {"loss": self.cross_entropy(logits, batch.targets), "logits": logits}
 
     def commit(self, batch: Batch, perturbed: Perturbed, output: StepOutput) -> None:
         """Called once per step after the optimizer's; the place for everything that is stored."""

@@ -7,7 +7,7 @@ Trained on adversarial images alone, as the later literature does (the paper mix
 from __future__ import annotations
 
 from timm_robust.data.batch import Batch
-from timm_robust.defense import Defense, Perturbed, StepOutput
+from timm_robust.defense import Defense, Perturbed
 
 from .options import FgsmOptions
 
@@ -20,7 +20,3 @@ class FGSM(Defense):
     def perturb(self, batch: Batch) -> Perturbed:
         step = self.options.step_ratio * self.run.threat.eps
         return Perturbed(self.attack(batch.images, batch.targets, "fgsm", bn=self.options.attack_bn, eps=step))
-
-    def loss(self, batch: Batch, perturbed: Perturbed) -> StepOutput:
-        logits = self.run.model(perturbed.images)
-        return {"loss": self.cross_entropy(logits, batch.targets), "logits": logits}

@@ -6,7 +6,7 @@ E. Wong, L. Rice, J. Z. Kolter, Fast is better than free: revisiting adversarial
 from __future__ import annotations
 
 from timm_robust.data.batch import Batch
-from timm_robust.defense import Defense, Perturbed, StepOutput
+from timm_robust.defense import Defense, Perturbed
 
 from .options import FgsmRsOptions
 
@@ -19,7 +19,3 @@ class FGSMRS(Defense):
     def perturb(self, batch: Batch) -> Perturbed:
         step = self.options.step_ratio * self.run.threat.eps
         return Perturbed(self.attack(batch.images, batch.targets, "ffgsm", bn=self.options.attack_bn, alpha=step))
-
-    def loss(self, batch: Batch, perturbed: Perturbed) -> StepOutput:
-        logits = self.run.model(perturbed.images)
-        return {"loss": self.cross_entropy(logits, batch.targets), "logits": logits}

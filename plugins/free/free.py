@@ -55,10 +55,6 @@ class Free(Defense):
         rows = self.delta[: len(batch)]  # a smaller last batch touches the first rows only
         return Perturbed((batch.images + rows).clamp(0, 1).requires_grad_(True))
 
-    def loss(self, batch: Batch, perturbed: Perturbed) -> StepOutput:
-        logits = self.run.model(perturbed.images)
-        return {"loss": self.cross_entropy(logits, batch.targets), "logits": logits}
-
     def commit(self, batch: Batch, perturbed: Perturbed, output: StepOutput) -> None:
         gradient, eps, rows = perturbed.images.grad, self.run.threat.eps, self.delta[: len(batch)]
         if gradient is not None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchattacks.attack import Attack
 
 from timm_robust.data.batch import Batch
-from timm_robust.defense import Defense, Perturbed, StepOutput
+from timm_robust.defense import Defense, Perturbed
 
 from .options import NFgsmOptions
 
@@ -52,7 +52,3 @@ class NFGSMTraining(Defense):
         return Perturbed(
             self.attack(batch.images, batch.targets, NFGSM, bn=options.attack_bn, alpha=alpha, noise=noise)
         )
-
-    def loss(self, batch: Batch, perturbed: Perturbed) -> StepOutput:
-        logits = self.run.model(perturbed.images)
-        return {"loss": self.cross_entropy(logits, batch.targets), "logits": logits}

@@ -7,13 +7,8 @@ learning, ICML 2020 (released code).
 
 from __future__ import annotations
 
-from timm_robust.data.batch import Batch
-from timm_robust.defense import Defense, Perturbed, StepOutput
+from timm_robust.defense import Defense
 
 
 class PGD(Defense):
     """Cross-entropy on PGD's images; the attack is the host's default."""
-
-    def loss(self, batch: Batch, perturbed: Perturbed) -> StepOutput:
-        logits = self.run.model(perturbed.images)
-        return {"loss": self.cross_entropy(logits, batch.targets), "logits": logits}

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchattacks.attack import Attack
 
 from timm_robust.data.batch import Batch
-from timm_robust.defense import Defense, Perturbed, StepOutput
+from timm_robust.defense import Defense, Perturbed
 
 from .options import ZeroGradOptions
 
@@ -63,7 +63,3 @@ class ZeroGrad(Defense):
         options, alpha = self.options, self.options.step_ratio * self.run.threat.eps
         settings = {"bn": options.attack_bn, "alpha": alpha, "quantile": options.quantile}
         return Perturbed(self.attack(batch.images, batch.targets, ZeroGradFGSM, **settings))
-
-    def loss(self, batch: Batch, perturbed: Perturbed) -> StepOutput:
-        logits = self.run.model(perturbed.images)
-        return {"loss": self.cross_entropy(logits, batch.targets), "logits": logits}
