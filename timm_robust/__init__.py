@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from timm_robust.comparison import compare as compare
     from timm_robust.errors import RunFailed as RunFailed
     from timm_robust.errors import UserError as UserError
+    from timm_robust.report.page import make_report as make_report
     from timm_robust.result import TrainResult as TrainResult
 
 __version__ = "0.1.0"
@@ -32,6 +33,7 @@ _HOMES = {
     "evaluate": "timm_robust.api",
     "list_methods": "timm_robust.api",
     "load": "timm_robust.checkpoint",
+    "make_report": "timm_robust.report.page",
     "register_models": "timm_robust.api",
     "train": "timm_robust.api",
 }
@@ -45,6 +47,7 @@ __all__ = [
     "evaluate",
     "list_methods",
     "load",
+    "make_report",
     "register_models",
     "train",
 ]

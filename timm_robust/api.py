@@ -6,13 +6,14 @@ Torch-free at import; the checks that need nothing heavy come before anything he
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from timm_robust.errors import UserError, unknown
-from timm_robust.manifest import RunFolder, config_hash
-from timm_robust.plugin import get_manager
+from timm_robust.manifest import MANIFEST, RunFolder, config_hash, is_first_process
+from timm_robust.plugin import ModifierSpec, get_manager
 from timm_robust.plugin.options import parse_options, to_dict
 from timm_robust.presets import default_preset, make_recipe
 from timm_robust.progress import Display
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
     from timm_robust.data import DataBundle
     from timm_robust.evaluation import Evaluation
+    from timm_robust.job import Job
+    from timm_robust.plugin.options import Options
+    from timm_robust.plugin.spec import DefenseSpec
 
 TEST_ATTACKS = ("clean", "pgd-10-1", "autoattack")
 """What the end of a training run measures on the test split."""
@@ -58,11 +62,14 @@ def train(
     lr: float | None = None,
     recipe_args: Mapping[str, Any] | None = None,
     method_args: Mapping[str, Any] | None = None,
+    modifiers: Sequence[str] | Mapping[str, Mapping[str, Any] | None] = (),
     activation: str | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
     pretrained: bool = False,
     stem: str = "auto",
     image_size: int | None = None,
+    extra_data: Any = None,
+    extra_share: float = 0.7,
     data_dir: str | None = None,
     download: bool = False,
     seed: int = 0,
@@ -91,11 +98,16 @@ def train(
         epochs, batch_size, lr: the most used recipe settings.
         recipe_args: any other recipe setting by name.
         method_args: options of the method by name, see `timm-robust methods NAME`.
+        modifiers: what composes with the method, such as ["awp"] or {"awp": {"gamma": 0.01}}; see
+            `timm-robust modifiers`.
         activation: smooth activation to swap in such as "silu", or "none"; by default what the method recommends.
         model_kwargs: arguments for `timm.create_model`.
         pretrained: start from timm's pretrained weights.
         stem: `auto` keeps resolution for images of at most 64 pixels, `none` leaves the model as it is.
         image_size: side in pixels; by default that of the data.
+        extra_data: more images to train on, such as generated ones: a folder `CLASS/*`, an .npz with `image` and
+            `label`, a data set's name, or in Python a pair of tensors or a Dataset.
+        extra_share: their share of each batch; an epoch has as many steps as without them.
         data_dir, download: root folder of timm data sets, and whether they may be fetched.
         seed: of every random draw.
         precision: "fp32", "bf16" or "fp16".
@@ -121,15 +133,19 @@ def train(
     manager = get_manager()
     provided = manager.defense(method)
     options = parse_options(manager.load_config(method), dict(method_args or {}), owner=f"method {method!r}")
+    modifier_options = _parse_modifiers(modifiers)
     if eps is not None:
         parse_eps(eps, norm)
+    if isinstance(extra_data, (str, Path)) and _same_place(extra_data, data):
+        raise UserError(f"extra_data is the data itself, {str(data)!r}: held-out images would be trained on")
     folder = RunFolder.open(output or _default_output(model, method, data, resume), resume, asked)
 
     from timm_robust.accelerator import PRECISIONS
-    from timm_robust.data import load_data
-    from timm_robust.engine import Engine, Job
+    from timm_robust.data import add_extra, load_data, with_label_noise
+    from timm_robust.engine import Engine
     from timm_robust.evaluation import parse_measure
-    from timm_robust.models import build_model, count_parameters
+    from timm_robust.job import Job
+    from timm_robust.models import build_model
 
     if precision not in PRECISIONS:
         raise unknown("precision", precision, PRECISIONS)
@@ -145,6 +161,16 @@ def train(
             workers=workers,
             progress=progress,
         )
+        if extra_data is not None:
+            bundle = add_extra(
+                bundle,
+                extra_data,
+                extra_share,
+                data_dir=data_dir,
+                download=download,
+                workers=workers,
+                progress=progress,
+            )
     if test_examples is not None and test_examples > len(bundle.test):
         raise UserError(f"test_examples is {test_examples}, the test split has only {len(bundle.test)} images")
     threat = make_threat(norm, eps, image_size=bundle.image_size)
@@ -158,6 +184,7 @@ def train(
     settings = make_recipe(preset, recommended, chosen)
     if parse_measure(settings.check_attack).name == "autoattack":
         raise UserError("recipe setting 'check_attack' is 'autoattack', which takes hours: expected one like pgd-10-1")
+    bundle = with_label_noise(bundle, settings.label_noise, seed)
     _seed(seed)
     network = build_model(
         model,
@@ -174,11 +201,22 @@ def train(
     card = {
         "method": method,
         "method_args": to_dict(options),
+        "modifiers": {name: to_dict(value) for name, value in modifier_options.items()},
         "threat": {"norm": threat.norm, "eps": threat.eps, "eps_text": threat.eps_text},
         "data": {"name": bundle.name, "class_names": list(bundle.class_names), "image_size": bundle.image_size},
         "seed": seed,
         "versions": versions(),
     }
+    if bundle.extra:
+        card["extra"] = {"name": bundle.extra.name, "images": len(bundle.extra.split), "share": bundle.extra.share}
+    resolved = {"recipe": {"preset": preset, **as_dict(settings)}, "model": network.record.to_dict(), **card}
+    origins = {
+        "plugin": provided.provider(),
+        "modifier_plugins": {name: manager.modifier(name).provider() for name in modifier_options},
+        "hardware": hardware(),
+        "config_hash": config_hash(resolved),
+    }
+    folder.write_manifest(resolved | origins)
     job = Job(
         model=network,
         defense=manager.load_target(method)(options),
@@ -187,6 +225,7 @@ def train(
         threat=threat,
         output=folder.path,
         card=card,
+        modifiers={name: manager.load_target(name, ModifierSpec)(one) for name, one in modifier_options.items()},
         seed=seed,
         precision=precision,
         device=device,
@@ -198,28 +237,15 @@ def train(
         display=display,
         observers=manager.observers(),
     )
-    engine = Engine(job)
-    if engine.main:
-        resolved = {"recipe": {"preset": preset, **as_dict(settings)}, "model": network.record.to_dict(), **card}
-        provider = {"name": provided.plugin, "distribution": provided.distribution, "version": provided.version}
-        folder.write_manifest(
-            resolved | {"plugin": provider, "hardware": hardware(), "config_hash": config_hash(resolved)}
-        )
-    label = network.record.architecture or network.record.module_class
-    engine.display.say(
-        f"{label}, {count_parameters(network) / 1e6:.1f} M parameters"
-        + (f", activations {swap}" if swap and swap != "none" else "")
-        + f", on {bundle.name}: {len(bundle.train)} training, {len(bundle.val)} validation, "
-        f"{len(bundle.test)} test images of {bundle.image_size} pixels, {bundle.num_classes} classes"
-    )
-    engine.display.say(
-        f"method {method}, threat {threat}, recipe {preset} ({settings.epochs} epochs, batch {settings.batch_size}, "
-        f"{settings.schedule} {settings.lr:g}), {precision} on {engine.device}, seed {seed}, output {folder.path}"
-    )
     try:
+        job.require_fit()
+        job.teachers = _teachers(provided.spec, options, asked, job)
+        engine = Engine(job)
+        for line in _introduction(job, preset, swap, engine.device):
+            engine.display.say(line)
         history = engine.fit()
     except UserError:
-        if not resume and engine.main:
+        if not resume:
             folder.forget()  # nothing was trained: the same folder takes the mended command
         raise
     result = TrainResult(folder.path, threat, history)
@@ -234,6 +260,91 @@ def train(
             )
             raise
     return result
+
+
+def _introduction(job: Job, preset: str, swap: str | None, device: Any) -> list[str]:
+    """What is about to run, in two lines, and in a third how many labels are wrong on purpose."""
+    from timm_robust.data.noise import describe_noise
+    from timm_robust.models import count_parameters
+
+    record, data, recipe, card = job.model.record, job.data, job.recipe, job.card
+    extra = f" + {len(e.split)} extra images ({100 * e.share:.3g} % of each batch)" if (e := data.extra) else ""
+    return [
+        f"{record.architecture or record.module_class}, {count_parameters(job.model) / 1e6:.1f} M parameters"
+        + (f", activations {swap}" if swap and swap != "none" else "")
+        + f", on {data.name}: {len(data.train)} training{extra}, {len(data.val)} validation, "
+        f"{len(data.test)} test images of {data.image_size} pixels, {data.num_classes} classes",
+        f"method {' with '.join((card['method'], *card['modifiers']))}, threat {job.threat}, recipe {preset} "
+        f"({recipe.epochs} epochs, batch {recipe.batch_size}, {recipe.schedule} {recipe.lr:g}), "
+        f"{job.precision} on {device}, seed {job.seed}, output {job.output}",
+        *([describe_noise(data, recipe.label_noise)] if recipe.label_noise else []),
+    ]
+
+
+def _same_place(one: str | Path, other: Any) -> bool:
+    """Whether both name one data set, or one is a folder inside the other."""
+    if not isinstance(other, (str, Path)):
+        return False
+    paths = [Path(name).resolve() for name in (one, other)]
+    return paths[0] == paths[1] or paths[1] in paths[0].parents
+
+
+IN_RECIPE = {
+    "ema": "--set ema=0.999",
+    "label-smoothing": "--set label_smoothing=0.1",
+    "cutout": "--set augment=cutout",
+    "idbh": "--set augment=idbh-weak",
+}
+"""What other toolkits call modifiers and is a recipe setting or an argument here."""
+
+
+def _parse_modifiers(given: str | Sequence[str] | Mapping[str, Mapping[str, Any] | None]) -> dict[str, Options]:
+    """Options of each modifier by name; loads nothing heavy."""
+    named = given if isinstance(given, Mapping) else dict.fromkeys([given] if isinstance(given, str) else given)
+    for name in named:
+        if name in IN_RECIPE:
+            raise UserError(f"modifier {name!r} is a recipe setting here: {IN_RECIPE[name]}")
+    manager = get_manager()
+    return {
+        name: parse_options(manager.load_config(name, ModifierSpec), dict(values or {}), owner=f"modifier {name!r}")
+        for name, values in named.items()
+    }
+
+
+def _teachers(spec: DefenseSpec, options: Options, asked: Mapping[str, Any], job: Job) -> dict[str, nn.Module]:
+    """The networks that the method learns from; each that the user names none for is trained first."""
+    from accelerate import PartialState
+
+    from timm_robust.checkpoint import load, read_card
+
+    found: dict[str, nn.Module] = {}
+    for option, method in spec.teachers.items():
+        own = None if job.model.record.architecture else copy.deepcopy(job.model.model)
+        folder = getattr(options, option)
+        if folder is None:
+            folder = job.output / option
+            if is_first_process():
+                job.display.say(
+                    f"method {spec.name} learns from a teacher: training it with method {method} first "
+                    f"(-o {option}=FOLDER takes one that is there)"
+                )
+            plain = {"method": method, "method_args": None, "modifiers": (), "test_attacks": ()}
+            train(
+                **{**asked, **plain, "model": asked["model"] if own is None else own},
+                output=folder,
+                resume=(folder / MANIFEST).is_file(),
+                workers=job.workers,
+                quiet=job.display.quiet,
+            )
+            PartialState().wait_for_everyone()  # the first process writes
+        model = read_card(folder)["model"]
+        for what, value in (("classes", job.data.num_classes), ("pixels", job.data.image_size)):
+            has = model["num_classes" if what == "classes" else "image_size"]
+            if has != value:
+                raise UserError(f"teacher {str(folder)!r} was trained on {has} {what}, this run has {value}")
+        teacher = load(folder, model=None if model["architecture"] else own)
+        found[option] = teacher.requires_grad_(False)
+    return found
 
 
 def _final(

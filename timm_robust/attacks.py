@@ -35,6 +35,19 @@ Autocast = Callable[[], AbstractContextManager[Any]]
 
 
 @contextmanager
+def frozen_statistics(model: nn.Module) -> Iterator[None]:
+    """Lets BatchNorm in train mode use the batch's statistics without recording them."""
+    tracking = [module for module in model.modules() if module.training and getattr(module, _TRACK, False)]
+    try:
+        for module in tracking:
+            setattr(module, _TRACK, False)  # F.batch_norm then neither reads nor writes the running statistics
+        yield
+    finally:
+        for module in tracking:
+            setattr(module, _TRACK, True)
+
+
+@contextmanager
 def crafting(model: nn.Module, bn: str = "eval") -> Iterator[None]:
     """Holds `model` in the state for crafting, and restores every mode and every `requires_grad` on the way out.
 
@@ -50,22 +63,17 @@ def crafting(model: nn.Module, bn: str = "eval") -> Iterator[None]:
         raise unknown("BatchNorm policy", bn, BN_POLICIES)
     modes = [(module, module.training) for module in model.modules()]
     wanting_grad = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    tracking = [module for module, training in modes if training and getattr(module, _TRACK, False)]
     try:
         for parameter in wanting_grad:
             parameter.requires_grad_(False)
         if bn == "eval":
             for module, _ in modes:
                 module.training = False
-        elif bn == "frozen":
-            for module in tracking:
-                setattr(module, _TRACK, False)  # F.batch_norm then neither reads nor writes the running statistics
-        yield
+        with frozen_statistics(model) if bn == "frozen" else nullcontext():
+            yield
     finally:
         for module, training in modes:
             module.training = training
-        for module in tracking:
-            setattr(module, _TRACK, True)
         for parameter in wanting_grad:
             parameter.requires_grad_(True)
 
@@ -217,6 +225,11 @@ class Attacker:
             for _ in range(self.extra_steps):
                 adversarial = self._step_on(adversarial, images, targets, reach)
         return adversarial
+
+    def retarget(self, threat: Threat) -> None:
+        """Holds what follows to another ball; attacks built for this one are forgotten, or they would pile up."""
+        self.threat = threat
+        self._attacks.clear()
 
     def _step_on(self, adversarial: Tensor, images: Tensor, targets: Tensor, reach: float) -> Tensor:
         """One more step of PGD from where an attack ended."""

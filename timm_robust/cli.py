@@ -24,7 +24,18 @@ app = typer.Typer(
     epilog="Start with: timm-robust train --model resnet18 --method sat --output runs/first",
 )
 
-SPREAD = ("--model-kwargs", "--set", "--option", "-o", "--attack", "--test-attack", "--track", "--methods", "--seeds")
+SPREAD = (
+    "--model-kwargs",
+    "--set",
+    "--option",
+    "-o",
+    "--attack",
+    "--test-attack",
+    "--track",
+    "--methods",
+    "--seeds",
+    "--modifier",
+)
 """Options that take several values in a row, as timm's do: `--model-kwargs layers=[1,1,1,1] drop_rate=0.1`."""
 
 Pairs = Optional[list[str]]
@@ -124,6 +135,14 @@ Stem = Annotated[
     Optional[str], typer.Option(help="auto keeps resolution up to 64 pixels, none leaves the model as is.")
 ]
 ImageSize = Annotated[Optional[int], typer.Option(help="Side in pixels. [default: that of the data]")]
+ExtraData = Annotated[
+    Optional[str],
+    typer.Option(
+        help="More images to train on, such as generated ones: a folder CLASS/*, an .npz with image and label, or a "
+        "timm name."
+    ),
+]
+ExtraShare = Annotated[Optional[float], typer.Option(help="Their share of each batch. [default: 0.7]")]
 DataDir = Annotated[Optional[str], typer.Option(help="Root folder of timm data sets.")]
 Download = Annotated[Optional[bool], typer.Option("--download", help="Let timm data sets be fetched.")]
 Precision = Annotated[Optional[str], typer.Option(help="fp32, bf16 or fp16. [default: fp32]")]
@@ -157,7 +176,13 @@ def train(
     batch_size: BatchSize = None,
     lr: Rate = None,
     set_: Settings = None,
-    option: Annotated[Pairs, typer.Option("--option", "-o", help="Options of the method: -o beta=5 steps=7")] = None,
+    option: Annotated[
+        Pairs, typer.Option("--option", "-o", help="Options of the method, or of a modifier: -o beta=5 awp.gamma=0.01")
+    ] = None,
+    modifier: Annotated[
+        Pairs,
+        typer.Option(help="What composes with the method, such as awp or swa; `timm-robust modifiers` lists them."),
+    ] = None,
     activation: Annotated[
         Optional[str],
         typer.Option(help="Smooth activation to swap in: silu, gelu, softplus, ... or none. [default: the method's]"),
@@ -166,6 +191,8 @@ def train(
     pretrained: Pretrained = None,
     stem: Stem = None,
     image_size: ImageSize = None,
+    extra_data: ExtraData = None,
+    extra_share: ExtraShare = None,
     data_dir: DataDir = None,
     download: Download = None,
     seed: Annotated[Optional[int], typer.Option(help="Of every random draw. [default: 0]")] = None,
@@ -197,12 +224,15 @@ def train(
         "batch_size": batch_size,
         "lr": lr,
         "recipe_args": pairs(set_, "--set") or None,
-        "method_args": pairs(option, "--option") or None,
+        "method_args": pairs([item for item in option or [] if not _dotted(item)], "--option") or None,
+        "modifiers": _modifiers(_words(modifier), [item for item in option or [] if _dotted(item)]) or None,
         "activation": activation,
         "model_kwargs": pairs(model_kwargs, "--model-kwargs") or None,
         "pretrained": pretrained,
         "stem": stem,
         "image_size": image_size,
+        "extra_data": extra_data,
+        "extra_share": extra_share,
         "data_dir": data_dir,
         "download": download,
         "seed": seed,
@@ -216,6 +246,7 @@ def train(
     }
     arguments = _merge(config, {name: value for name, value in given.items() if value is not None}, resume)
     from timm_robust.api import train as run
+    from timm_robust.result import overfitting_line
 
     try:
         result = run(**arguments, resume=resume, quiet=quiet)
@@ -227,6 +258,7 @@ def train(
     if result.evaluation:
         _print_accuracies(result.evaluation, f"{arguments.get('model', 'resnet18')} on the test split, {result.threat}")
     out = result.output
+    typer.echo(overfitting_line(result.history))
     typer.echo(
         f"\nbest checkpoint: {out}/best   all records: {out}\n"
         f"next:\n"
@@ -266,6 +298,8 @@ def compare(
     pretrained: Pretrained = None,
     stem: Stem = None,
     image_size: ImageSize = None,
+    extra_data: ExtraData = None,
+    extra_share: ExtraShare = None,
     data_dir: DataDir = None,
     download: Download = None,
     precision: Precision = None,
@@ -310,6 +344,8 @@ def compare(
         "pretrained": pretrained,
         "stem": stem,
         "image_size": image_size,
+        "extra_data": extra_data,
+        "extra_share": extra_share,
         "data_dir": data_dir,
         "download": download,
         "precision": precision,
@@ -334,6 +370,25 @@ def compare(
     if result.failed:
         told = f"{len(result.failed)} of {len(result.runs)} runs failed"
         _stop(f"{told}; try them again with: timm-robust compare --resume --output {result.output}", 1)
+
+
+def _dotted(item: str) -> bool:
+    """Whether an option names whose it is: `awp.gamma=0.01`."""
+    return "." in item.partition("=")[0]
+
+
+def _modifiers(names: list[str] | None, options: list[str]) -> dict[str, dict[str, Any]]:
+    """`["awp"]` and `["awp.gamma=0.01"]` as {"awp": {"gamma": 0.01}}.
+
+    Raises:
+        UserError: an option of a modifier that the run does not have.
+    """
+    chosen: dict[str, dict[str, Any]] = {name: {} for name in names or []}
+    for name, values in by_method(options).items():
+        if name not in chosen:
+            raise UserError(f"--option {name}.{next(iter(values))} belongs to {name!r}: add --modifier {name}")
+        chosen[name] = values
+    return chosen
 
 
 def by_method(given: Pairs) -> dict[str, dict[str, Any]]:
@@ -457,6 +512,20 @@ def evaluate(
         typer.echo(f"record: {json_}")
 
 
+@app.command(epilog="Example: timm-robust report runs/pgd runs/sglr --out report.html")
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Folders of runs, finished or not.")],
+    out: Annotated[Path, typer.Option(help="The page; what is there is replaced.")] = Path("report.html"),
+) -> None:
+    """Write a page about robust overfitting: a table of best and last epochs, and curves by epoch.
+
+    Runs trained with --set diagnose=N also show robust accuracy on training and test images, and what is memorised.
+    """
+    from timm_robust.report.page import make_report
+
+    typer.echo(f"report: {make_report(runs, out)}")
+
+
 def _print_accuracies(evaluation: Any, title: str) -> None:
     table = Table(title=title, title_justify="left")
     for name, justify in (("attack", "left"), ("accuracy", "right"), ("test images", "right"), ("seconds", "right")):
@@ -480,6 +549,17 @@ def methods(
     from timm_robust import listing
 
     listing.methods(name, json_)
+
+
+@app.command()
+def modifiers(
+    name: Annotated[Optional[str], typer.Argument(help="Explain this modifier and its options.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List what composes with any method, such as weight perturbation, or explain one."""
+    from timm_robust import listing
+
+    listing.modifiers(name, json_)
 
 
 @app.command()

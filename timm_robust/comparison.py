@@ -32,6 +32,7 @@ RECORD, PAGE, PICTURES = "comparison.json", "comparison.md", ("comparison.png", 
 
 SHARED = (
     *("eps", "norm", "recipe", "batch_size", "lr", "recipe_args", "model_kwargs", "pretrained", "stem", "image_size"),
+    *("extra_data", "extra_share"),
     *("data_dir", "download", "precision", "device", "channels_last", "workers"),
     *("test_attacks", "test_examples", "autoattack_seconds"),
 )
@@ -73,8 +74,8 @@ def compare(
             is not goes on; methods and seeds may be added, and other attacks measured.
         quiet: no progress.
         settings: what all runs share, as in `train`: eps, norm, recipe, batch_size, lr, recipe_args, model_kwargs,
-            pretrained, stem, image_size, data_dir, download, precision, device, channels_last, workers, test_attacks,
-            test_examples, autoattack_seconds.
+            pretrained, stem, image_size, extra_data, extra_share, data_dir, download, precision, device,
+            channels_last, workers, test_attacks, test_examples, autoattack_seconds.
 
     Returns:
         the runs; its `repr` is the table, `rows()` are the numbers. Also in comparison.md, comparison.json, and as

@@ -12,7 +12,7 @@ several processes. Plain PGD training overrides nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,14 +56,18 @@ class Run:
         model: the network to call in `loss` (wrapped for several processes where there are some).
         bare: the same network without any wrapper.
         attacker: makes adversarial images of `bare` under `threat`.
-        threat: norm and radius.
+        threat: norm and radius; where the recipe warms the radius up, that of the step under way, from the first on.
         recipe: the training settings.
         num_classes, num_train, image_size: sizes; `num_train` counts the samples that `Batch.index` numbers.
-        frame_size: side of the frame that `Batch.view` counts in, None where each image has its own.
+        frame_size: side of the frame that `Batch.view` counts in, None where each image has its own (`inception`) or
+            where a view does not say how pixels move (`idbh`).
         device: where batches live.
         epochs, steps_per_epoch: length of the run; steps are batches of this process.
         seed: the run's seed.
         output: the run's folder.
+        teachers: frozen networks by the option that names them, in eval mode, images in [0, 1] -> logits.
+        companion: what `Defense.companion` made, wrapped for several processes where there are some.
+        batches: the current epoch's training batches once more, for statistics.
         say: prints one lasting line for the user, on the first process only.
     """
 
@@ -82,6 +86,9 @@ class Run:
     output: Path
     frame_size: int | None = None
     in_chans: int = 3
+    teachers: Mapping[str, nn.Module] = field(default_factory=dict)
+    companion: nn.Module | None = None
+    batches: Callable[[], Iterable[Batch]] = field(default=lambda: ())
     say: Callable[[str], None] = field(default=lambda _: None)
 
 
@@ -114,6 +121,17 @@ class Defense:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.options})"
+
+    def companion(self, build: Callable[..., nn.Module]) -> nn.Module | None:
+        """A network that is trained along with the model and not shipped; asked for once, before the optimizer is made.
+
+        The engine optimizes it with the model, keeps it in last/ and hands it back as `run.companion`.
+
+        Args:
+            build: makes a network for the run's images and classes, images in [0, 1] -> logits: `build(name, **kwargs)`
+                with a timm name, or `build()` for the run's own architecture.
+        """
+        return None
 
     def setup(self, run: Run) -> None:
         """Called once, after the model is built and before the first epoch: keep `run`, make sample tables."""
@@ -150,6 +168,15 @@ class Defense:
     def may_be_best(self, epoch: int) -> bool:
         """Whether the weights after `epoch` (from 0) may become best/; no in the middle of a training cycle."""
         return True
+
+    def soft_labels(self, index: Tensor, targets: Tensor) -> Tensor:
+        """The labels [B, K] that the method now holds for some training samples; the given ones unless it refines them.
+
+        Args:
+            index: int64 [B], as in `Batch.index`.
+            targets: int64 [B], the given labels.
+        """
+        return F.one_hot(targets, self.run.num_classes).float()
 
     def attack(
         self, images: Tensor, targets: Tensor, attack: Any = "pgd", *context: Any, bn: str = "eval", **settings: Any

@@ -3,8 +3,10 @@
     for epoch:
         for batch:                                       Batch(images, targets, index, view)
             perturbed = defense.perturb(batch)           bare module; no weight gradients
-            output = defense.loss(batch, perturbed)      wrapped module, under autocast
-            backward; every `accumulate` batches: clip, optimizer step, schedule, moving average
+            with modifiers.weights(...):                 may move the weights, and puts them back
+                output = defense.loss(batch, perturbed)  wrapped module, under autocast
+                backward
+            every `accumulate` batches: clip, optimizer step, schedule, modifiers.after_step()
             defense.commit(batch, perturbed, output)
             now and then: watch for catastrophic overfitting
         check on the validation split                    clean and robust accuracy, random state kept
@@ -19,56 +21,32 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
-from dataclasses import dataclass, field
-from pathlib import Path
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
 from accelerate.utils import set_seed
-from timm.utils import ModelEmaV3, distribute_bn
-from torch import Tensor
+from timm.utils import distribute_bn
+from torch import Tensor, nn
 
 from timm_robust.accelerator import FP16_GRADIENT_SCALE, make_accelerator
 from timm_robust.attacks import Attacker
-from timm_robust.data import Batch, DataBundle, make_eval_loader, make_train_loader
-from timm_robust.defense import Defense, Run
-from timm_robust.errors import UserError
+from timm_robust.data import Batch, make_eval_loader, make_train_loader
+from timm_robust.defense import Perturbed, Run
 from timm_robust.evaluation.accuracy import accuracy, parse_measure, verdicts
 from timm_robust.finite import require_finite_loss, require_finite_weights
-from timm_robust.models import PixelModel
-from timm_robust.optim import Schedule, build_optimizer
+from timm_robust.job import Job
+from timm_robust.memorization import Diagnosis
+from timm_robust.models import sibling
+from timm_robust.modifier import Modifiers, MovingAverage
+from timm_robust.optim import Schedule, build_optimizer, scaled
 from timm_robust.overfitting import Collapsed, Watch
 from timm_robust.passes import PassCounter
-from timm_robust.plugin.manager import Observers
 from timm_robust.progress import Display
-from timm_robust.recipe import Recipe
 from timm_robust.result import was_stopped
 from timm_robust.snapshots import end_early, keep, restore
-from timm_robust.threat import Threat
-
-
-@dataclass
-class Job:
-    """Everything that one training run needs, resolved."""
-
-    model: PixelModel
-    defense: Defense
-    data: DataBundle
-    recipe: Recipe
-    threat: Threat
-    output: Path
-    card: dict[str, Any]
-    seed: int = 0
-    precision: str = "fp32"
-    device: str | None = None
-    channels_last: bool = True
-    compile: bool = False
-    workers: int | None = None
-    resume: bool = False
-    trackers: list[str] = field(default_factory=list)
-    display: Display = field(default_factory=Display)
-    observers: Observers | None = None
+from timm_robust.warmup import warm_up_eps
 
 
 class Engine:
@@ -76,40 +54,44 @@ class Engine:
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        recipe = job.recipe
         self.accelerator = make_accelerator(job.precision, job.device, job.trackers, job.output)
+        recipe = scaled(job.recipe, self.accelerator.num_processes)
         self.device = self.accelerator.device
         self.main = self.accelerator.is_main_process
         self.display = job.display if self.main else Display(quiet=True)
         layout = torch.channels_last if job.channels_last else torch.contiguous_format
         self.bare = job.model.to(self.device, memory_format=layout)  # type: ignore[call-overload]
-        self.ema = ModelEmaV3(self.bare, decay=recipe.ema) if recipe.ema else None
+        averages = {"ema": MovingAverage(recipe.ema)} if recipe.ema else {}
+        self.modifiers = Modifiers({**job.modifiers, **averages}, self.bare)
+        self.shipped = self.modifiers.shipped
         self.loader = make_train_loader(
             job.data.train,
             batch_size=recipe.batch_size,
             augment=recipe.augment,
             pad=recipe.pad,
             pad_mode=recipe.pad_mode,
+            cutout_size=recipe.cutout_size,
             seed=job.seed,
             device=self.device,
             channels_last=job.channels_last,
             workers=job.workers,
             shard=(self.accelerator.process_index, self.accelerator.num_processes),
+            extra=job.data.extra,
         )
         self.defense = job.defense
-        _require_fit(job)
         self.steps = len(self.loader) * self.defense.replays
-        optimizer = build_optimizer(self.bare, recipe)
+        companion = self.defense.companion(partial(sibling, self.bare))
+        optimizer = build_optimizer(nn.ModuleList([self.bare, *([companion] if companion else [])]), recipe)
         self.schedule = Schedule(optimizer, recipe, math.ceil(self.steps / recipe.accumulate))
-        self.counter = PassCounter(self.bare, *([self.ema.module] if self.ema else []), on=not job.compile)
+        self.counter = PassCounter(*{self.bare, self.shipped}, on=not job.compile)
         if job.compile:
             self.bare.compile()
         self.model, self.optimizer = self.accelerator.prepare(self.bare, optimizer)
+        self.companion = self.accelerator.prepare(companion.to(self.device)) if companion else None
         scale = FP16_GRADIENT_SCALE if job.precision == "fp16" else 1.0
         self.attacker = Attacker(self.bare, job.threat, autocast=self.accelerator.autocast, gradient_scale=scale)
-        self.shipped = self.ema.module if self.ema else self.bare
         self.checker = Attacker(self.shipped, job.threat, autocast=self.accelerator.autocast, gradient_scale=scale)
-        self.watch = Watch(self, recipe)
+        self.watch, self.diagnosis = Watch(self, recipe), Diagnosis(self, recipe)
         self.epoch, self.best, self.returns = 0, (-1.0, -1.0), 0
         self.run = Run(
             model=self.model,
@@ -118,7 +100,7 @@ class Engine:
             threat=job.threat,
             recipe=recipe,
             num_classes=job.data.num_classes,
-            num_train=len(job.data.train),
+            num_train=job.data.num_train,
             image_size=job.data.image_size,
             device=self.device,
             epochs=recipe.epochs,
@@ -127,6 +109,9 @@ class Engine:
             output=job.output,
             frame_size=self.loader.frame_size,
             in_chans=job.data.in_chans,
+            teachers={name: teacher.to(self.device) for name, teacher in job.teachers.items()},
+            companion=self.companion,
+            batches=lambda: self.loader.epoch(self.epoch),
             say=self.display.say,
         )
 
@@ -138,6 +123,7 @@ class Engine:
         """
         job = self.job
         self.defense.setup(self.run)
+        self.modifiers.setup(self.run)
         rows = restore(self) if job.resume else []
         if job.resume:
             self.display.say(f"resuming after epoch {self.epoch} of {job.recipe.epochs}")
@@ -179,17 +165,22 @@ class Engine:
         correct, seen = torch.zeros((), device=device), 0
         draws = 1_000_003 * (self.epoch + 1) + 7_919 * self.accelerator.process_index + 104_729 * self.returns
         set_seed(self.job.seed + draws)
-        self.bare.train()
+        for network in self._trained():
+            network.train()
         passes_before = self.counter.passes
+        warm_up_eps(self, 0)
         self.defense.on_epoch_start(self.epoch)
+        self.modifiers.on_epoch_start(self.epoch)
         with self.display.bar(f"epoch {self.epoch + 1}/{recipe.epochs}", self.steps):
             for step, batch in enumerate(self._batches()):
+                warm_up_eps(self, step)
                 update = (step + 1) % recipe.accumulate == 0 or step + 1 == self.steps
-                with nullcontext() if update else self.accelerator.no_sync(self.model):
+                with self._synchronised(update):
                     perturbed = self.defense.perturb(batch)
-                    with self.accelerator.autocast():
-                        output = self.defense.loss(batch, perturbed)
-                    self.accelerator.backward(output["loss"] / recipe.accumulate)
+                    with self.modifiers.weights(partial(self._loss, batch, perturbed)):
+                        with self.accelerator.autocast():
+                            output = self.defense.loss(batch, perturbed)
+                        self.accelerator.backward(output["loss"] / recipe.accumulate)
                 if update:
                     self._update(recipe.clip_grad)
                 self.defense.commit(batch, perturbed, output)
@@ -210,6 +201,7 @@ class Engine:
         self.defense.on_epoch_end(self.epoch)
         if self.accelerator.num_processes > 1:
             distribute_bn(self.bare, self.accelerator.num_processes, reduce=True)
+        self.modifiers.on_epoch_end(self.epoch)
         metrics = {f"train_{name}": total.item() / seen for name, total in totals.items()}
         metrics["train_accuracy"] = correct.item() / seen
         metrics["lr"] = self.optimizer.param_groups[0]["lr"]
@@ -218,6 +210,22 @@ class Engine:
         metrics["seconds"] = round(time.perf_counter() - started, 2)
         return metrics
 
+    def _loss(self, batch: Batch, perturbed: Perturbed) -> Tensor:
+        """The update's loss for a modifier to look at; processes are not told of it."""
+        with self._synchronised(False), self.accelerator.autocast():
+            return self.defense.loss(batch, perturbed)["loss"]
+
+    def _synchronised(self, on: bool) -> ExitStack:
+        """Whether processes exchange the gradients of what is computed inside."""
+        stack = ExitStack()
+        for network in () if on else (self.model, self.companion):
+            if network is not None:
+                stack.enter_context(self.accelerator.no_sync(network))
+        return stack
+
+    def _trained(self) -> list[nn.Module]:
+        return [self.bare, *([self.companion] if self.companion else [])]
+
     def _batches(self) -> Iterator[Batch]:
         """The epoch's batches, each as often in a row as the method replays it."""
         for batch in self.loader.epoch(self.epoch):
@@ -225,14 +233,14 @@ class Engine:
                 yield batch
 
     def _update(self, clip: float) -> None:
-        if clip:
-            self.accelerator.clip_grad_norm_(self.bare.parameters(), clip)
+        if clip or self.diagnosis.on:
+            parameters = [p for network in self._trained() for p in network.parameters()]
+            self.diagnosis.add(self.accelerator.clip_grad_norm_(parameters, clip or math.inf))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if not self.accelerator.optimizer_step_was_skipped:  # fp16 overflow
             self.schedule.step()
-        if self.ema:
-            self.ema.update(self.bare, step=self.schedule.steps)
+            self.modifiers.after_step()
 
     def _check(self) -> dict[str, float]:
         """Clean and robust accuracy on the held-out split, in eval mode, with the random state kept."""
@@ -263,11 +271,13 @@ class Engine:
 
     def _keep(self, row: dict[str, Any], rows: list[dict[str, Any]]) -> None:
         """Ends an epoch: is it the best, what was seen in it, and everything written."""
-        score = (row["val_robust"], row["val_clean"])
+        score = row["val_robust"], row["val_clean"]
+        score = score if self.defense.adversarial else score[::-1]  # standard training is least accurate where robust
         row["best"] = score > self.best and self.defense.may_be_best(self.epoch)
         self.best = score if row["best"] else self.best
         row.update(self.watch.take())
         rows.append(row)
+        self.diagnosis.close(rows, self._checked())
         if self.main:
             keep(self, row, rows)
         self._report(row)
@@ -285,12 +295,3 @@ class Engine:
         self.returns, self.attacker.extra_steps = returns, extra + (self.job.recipe.on_collapse == "escalate")
         self.display.say(f"going on after epoch {self.epoch}, attack steps added: {self.attacker.extra_steps}")
         return rows
-
-
-def _require_fit(job: Job) -> None:
-    """Refuses what the method cannot do, before anything is trained."""
-    name, defense = job.card.get("method") or type(job.defense).__name__, job.defense
-    if job.threat.norm not in defense.norms:
-        raise UserError(f"method {name!r} knows the norm {' or '.join(defense.norms)} only, not {job.threat.norm}")
-    if job.compile and defense.differentiates_twice:
-        raise UserError(f"method {name!r} differentiates twice, which torch.compile cannot: leave --compile out")

@@ -1,4 +1,4 @@
-"""What `methods`, `plugins`, `recipes` and `models` print. Only a search through timm's names loads timm."""
+"""What `methods`, `modifiers`, `plugins`, `recipes`, `models` print. Only a search of timm's names loads timm."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from timm_robust.errors import UserError, unknown
-from timm_robust.plugin import get_manager
+from timm_robust.plugin import ModifierSpec, get_manager
+from timm_robust.plugin.found import Provided
 from timm_robust.plugin.options import OptionInfo, describe
 from timm_robust.presets import PRESETS
 from timm_robust.recipe import Recipe
@@ -27,16 +28,37 @@ def methods(name: str | None, as_json: bool) -> None:
             print("\nmore about one: timm-robust methods NAME      train with it: timm-robust train --method NAME")
         return
     provided = manager.defense(name)
-    options = describe(manager.load_config(name))
-    if as_json:
-        recommends = dict(provided.spec.recommends)
-        _print_json(provided.row() | {"options": [asdict(option) for option in options], "recommends": recommends})
-        return
-    print(f"{name}: {provided.spec.summary}\n{provided.spec.reference}\nfrom {provided.origin}\n")
-    _show_options(options, "options, as -o NAME=VALUE or method_args={NAME: VALUE}")
-    if provided.spec.recommends:
+    _explain(provided, describe(manager.load_config(name)), "-o NAME=VALUE or method_args={NAME: VALUE}", as_json)
+    if provided.spec.recommends and not as_json:
         told = ", ".join(f"{key}={value}" for key, value in provided.spec.recommends.items())
         print(f"recommends {told}; your own settings win")
+
+
+def modifiers(name: str | None, as_json: bool) -> None:
+    """All modifiers, or one with its options."""
+    manager = get_manager()
+    if name is None:
+        rows = [provided.row() for provided in manager.modifiers().values()]
+        _show(
+            rows, ("name", "summary", "reference", "distribution"), as_json, "modifiers, which compose with any method"
+        )
+        if not as_json:
+            print("\nmore about one: timm-robust modifiers NAME      use it: timm-robust train ... --modifier NAME")
+        return
+    provided = manager.modifier(name)
+    options = describe(manager.load_config(name, ModifierSpec))
+    told = f"-o {name}.NAME=VALUE or modifiers={{{name!r}: {{NAME: VALUE}}}}"
+    _explain(provided, options, told, as_json)
+
+
+def _explain(provided: Provided[Any], options: Sequence[OptionInfo], told: str, as_json: bool) -> None:
+    """One method or modifier with its options, and how to give them."""
+    if as_json:
+        recommends = dict(getattr(provided.spec, "recommends", {}))
+        _print_json(provided.row() | {"options": [asdict(option) for option in options], "recommends": recommends})
+        return
+    print(f"{provided.spec.name}: {provided.spec.summary}\n{provided.spec.reference}\nfrom {provided.origin}\n")
+    _show_options(options, f"options, as {told}")
 
 
 def plugins(as_json: bool) -> None:
@@ -58,20 +80,27 @@ def recipes(name: str | None, as_json: bool) -> None:
     preset = PRESETS[name]
     explained = describe(Recipe)
     values = {field.name: preset.values.get(field.name, field.default) for field in fields(Recipe)}
+    sources = {setting: preset.source_of(setting) for setting in values}
+    about = {key: getattr(preset, key) for key in ("name", "summary", "source", "use", "departs")}
     if as_json:
-        _print_json({"name": name, "summary": preset.summary, "source": preset.source, "values": values})
+        _print_json({**about, "values": values, "sources": sources})
         return
-    print(f"{name}: {preset.summary}\nsource: {preset.source}\n")
+    print(f"{name}: {preset.summary}\nsource: {preset.source}")
+    if preset.use:
+        print(f"train with it: timm-robust train --model MODEL --data DATA {preset.use}")
+    if preset.departs:
+        print(f"departs from its source: {preset.departs}")
+    print()
     rows = [
         {
             "setting": info.name,
             "value": values[info.name],
+            "source": "as above" if sources[info.name] == preset.source else sources[info.name],
             "meaning": info.help,
-            "from": "this recipe" if info.name in preset.values else "defaults",
         }
         for info in explained
     ]
-    _show(rows, ("setting", "value", "from", "meaning"), False, "settings, each changeable with --set NAME=VALUE")
+    _show(rows, ("setting", "value", "source", "meaning"), False, "settings, each changeable with --set NAME=VALUE")
 
 
 def models(pattern: str | None, as_json: bool) -> None:

@@ -56,23 +56,27 @@ class RunFolder:
         path, plain = Path(output), {name: as_plain(value) for name, value in asked.items()}
         if resume:
             _require_same(path, plain)
-        elif not _is_other_process():
+        elif is_first_process():
             require_new(path, MANIFEST, "run")
         make_folder(path)
         return cls(path, plain)
 
     def forget(self) -> None:
         """Takes the manifest of a run back that never began, and the folder if nothing else is in it."""
+        if not is_first_process():
+            return
         (self.path / MANIFEST).unlink(missing_ok=True)
         with suppress(OSError):
             self.path.rmdir()
 
     def write_manifest(self, resolved: Mapping[str, Any]) -> None:
-        """Writes everything that repeating the run needs.
+        """Writes everything that repeating the run needs; under a launcher the first process does.
 
         Raises:
             UserError: it cannot be written.
         """
+        if not is_first_process():
+            return
         content = {"command": sys.argv, "asked": self.asked, **resolved}
         temporary = self.path / f".{MANIFEST}"
         try:
@@ -154,9 +158,9 @@ def _require_same(folder: Path, asked: Mapping[str, Any]) -> None:
             )
 
 
-def _is_other_process() -> bool:
+def is_first_process() -> bool:
     """Under a launcher only the first process decides about the folder; the others find it made."""
-    return os.environ.get("RANK", "0") != "0"
+    return os.environ.get("RANK", "0") == "0"
 
 
 def free_folder(path: Path) -> Path:

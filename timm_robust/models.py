@@ -161,6 +161,34 @@ def build_model(
     return built
 
 
+def sibling(model: PixelModel, name: str | None = None, **kwargs: Any) -> PixelModel:
+    """Another network for the same images and classes, with fresh weights.
+
+    Args:
+        model: whose images, classes and activation it gets.
+        name: timm name; by default the same architecture.
+        kwargs: for `timm.create_model`.
+
+    Raises:
+        UserError: no name for a model that is the user's own module.
+    """
+    record = model.record
+    if name is None:
+        if record.architecture is None:
+            raise UserError(f"a second network like your own {record.module_class} cannot be made: name a timm model")
+        return rebuild(replace(record, model_kwargs={**record.model_kwargs, **kwargs}))
+    return build_model(
+        name,
+        num_classes=record.num_classes,
+        in_chans=record.in_chans,
+        image_size=record.image_size,
+        model_kwargs=kwargs,
+        activation=record.activation,
+        data_mean=record.mean,
+        data_std=record.std,
+    )
+
+
 def rebuild(record: ModelRecord, module: nn.Module | None = None) -> PixelModel:
     """The network of a record with fresh weights: no trace, no download, no plugin machinery.
 

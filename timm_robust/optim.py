@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import nn
 
 from timm_robust.activations import activation_parameters
 from timm_robust.errors import UserError, unknown
-from timm_robust.recipe import Recipe
+from timm_robust.recipe import Recipe, share, share_pairs
 
 COMMON_OPTIMIZERS = ("momentum", "sgd", "adam", "adamw", "nadam", "rmsprop", "lamb", "lion", "adan")
 
@@ -42,6 +43,17 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         if recipe.optimizer in names:
             raise
         raise unknown("optimizer", recipe.optimizer, names, hint="names are timm's") from None
+
+
+def scaled(recipe: Recipe, processes: int) -> Recipe:
+    """The recipe with its learning rate in proportion to the images of an optimizer step, where it asks for that.
+
+    Goyal et al., arXiv:1706.02677: `lr_base_size` is the batch that `lr` was found with.
+    """
+    if not recipe.lr_base_size:
+        return recipe
+    images = recipe.batch_size * recipe.accumulate * processes
+    return replace(recipe, lr=recipe.lr * images / recipe.lr_base_size)
 
 
 class Schedule:
@@ -131,7 +143,7 @@ def milestones(recipe: Recipe) -> list[float]:
         UserError: not increasing shares between 0 and 1.
     """
     try:
-        marks = [float(text) for text in recipe.milestones.split(",")]
+        marks = [share(text) for text in recipe.milestones.split(",")]
     except ValueError:
         marks = []
     if not marks or marks != sorted(set(marks)) or marks[0] <= 0 or marks[-1] >= 1:
@@ -148,12 +160,10 @@ def points(recipe: Recipe) -> tuple[list[float], list[float]]:
         UserError: not pairs of a share from 0 to 1, never falling, and a factor of at least 0.
     """
     try:
-        pairs = [
-            (float(share), float(factor)) for share, factor in (text.split(":") for text in recipe.points.split(","))
-        ]
+        pairs = share_pairs(recipe.points)
     except ValueError:
         pairs = []
-    shares, factors = [share for share, _ in pairs], [factor for _, factor in pairs]
+    shares, factors = [at for at, _ in pairs], [factor for _, factor in pairs]
     rising = all(one <= other for one, other in pairwise([0.0, *shares, 1.0]))  # no for nan
     if not pairs or not rising or shares[0] != 0 or shares[-1] != 1 or not all(0 <= f < math.inf for f in factors):
         raise UserError(

@@ -68,14 +68,15 @@ class SampleTable:
         return self.values[index.to(self.values.device)].to(self.device, torch.float32, non_blocking=True)
 
     def __setitem__(self, index: Tensor, values: Tensor) -> None:
-        """Stores values; of a sample that comes twice one stays (on a CPU the last).
+        """Stores values; of a sample that comes twice the last stays.
 
         Args:
             index: int64 [B].
             values: [B, *shape].
         """
+        last = last_copies(index)
         index = index.to(self.values.device)
-        self.values[index] = values.detach().to(self.values.device, self.values.dtype)
+        self.values[index] = values.detach()[last.to(values.device)].to(self.values.device, self.values.dtype)
         self._written[index] = True
 
     def fill(self, value: float) -> None:
@@ -117,6 +118,16 @@ class SampleTable:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes the values back."""
         self.values.copy_(state["values"])
+
+
+def last_copies(index: Tensor) -> Tensor:
+    """For each position the last one that holds the same sample: on a GPU a plain assignment keeps any of the copies.
+
+    Args:
+        index: int64 [B].
+    """
+    same = (index[:, None] == index).flip(1).byte()
+    return len(index) - 1 - same.argmax(1)  # argmax gives the first of equals
 
 
 def _fits(size: int, device: torch.device) -> bool:

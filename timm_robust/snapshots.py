@@ -25,12 +25,14 @@ def state_of(engine: Engine) -> dict[str, Any]:
         "epoch": engine.epoch + 1,
         "best": list(engine.best),
         "model": engine.bare.state_dict(),
-        "ema": engine.ema.module.state_dict() if engine.ema else None,
+        "modifiers": engine.modifiers.state_dict(),
+        "companion": engine.companion.state_dict() if engine.companion else None,
         "optimizer": engine.optimizer.state_dict(),
         "schedule": engine.schedule.state_dict(),
         "scaler": scaler.state_dict() if scaler else None,
         "defense": engine.defense.state_dict(),
         "watch": engine.watch.state_dict(),
+        "diagnosis": engine.diagnosis.state_dict(),
         "returns": engine.returns,
         "extra_steps": engine.attacker.extra_steps,
         "image_passes": engine.counter.images,
@@ -42,14 +44,16 @@ def restore(engine: Engine) -> list[dict[str, Any]]:
     state = load_state(engine.job.output / "last")
     engine.epoch, engine.best = state["epoch"], tuple(state["best"])
     engine.bare.load_state_dict(state["model"])
-    if engine.ema:
-        engine.ema.module.load_state_dict(state["ema"])
+    engine.modifiers.load_state_dict(state["modifiers"])
+    if engine.companion:
+        engine.companion.load_state_dict(state["companion"])
     engine.optimizer.load_state_dict(state["optimizer"])
     engine.schedule.load_state_dict(state["schedule"])
     if engine.accelerator.scaler and state["scaler"]:
         engine.accelerator.scaler.load_state_dict(state["scaler"])
     engine.defense.load_state_dict(state["defense"])
     engine.watch.load_state_dict(state["watch"])
+    engine.diagnosis.load_state_dict(state["diagnosis"])
     engine.returns, engine.attacker.extra_steps = state["returns"], state["extra_steps"]
     engine.counter.images = state["image_passes"]
     lines = (engine.job.output / METRICS).read_text().splitlines()

@@ -61,6 +61,7 @@ class CarriedStep(Attack):
 
     def forward(self, images: Tensor, labels: Tensor, carried: Tensor, average: Tensor, adaptive: bool) -> Tensor:
         """`carried` [B, C, H, W], `average` [B]; without `adaptive` the step is eps and the averages stay."""
+        carried = carried.clamp(-self.eps, self.eps)  # drawn in the full ball, which a warm-up has not reached yet
         start = (images + carried).clamp(0, 1).requires_grad_(True)
         # of the sum and not of the mean: each sample's gradient is then its own, whatever the batch size
         loss = torch.nn.functional.cross_entropy(self.get_logits(start), labels, reduction="sum")
@@ -90,8 +91,8 @@ class ATAS(Defense):
         options, small = self.options, run.image_size <= 64
         if run.frame_size is None:
             raise UserError(
-                "method 'atas' carries perturbations through the crop, which augmentation 'inception' does not allow: "
-                "pass --set augment=crop-flip"
+                "method 'atas' carries perturbations through crop and flip, which augmentation "
+                f"{run.recipe.augment!r} does not allow: pass --set augment=crop-flip"
             )
         self.frame = run.frame_size
         largest = options.max_step if options.max_step is not None else (14 if small else 8)

@@ -20,4 +20,10 @@ class PgdOptions(Options):
         source="Rice et al., released code",
     )
     random_start: bool = option(True, help="start at a uniform point of the ball", source="Rice et al., released code")
+    stop_after: str | None = option(
+        None,
+        help="friendly: an image rests once it was found misclassified so often; a count, or counts from shares of the "
+        "run on such as 0:1,60/110:2,100/110:3",
+        source="none in Rice et al.; Bag of Tricks has that schedule, and does not recommend it",
+    )
     attack_bn: str = bn_option("train", source="Rice et al., released code")

@@ -7,8 +7,31 @@ learning, ICML 2020 (released code).
 
 from __future__ import annotations
 
-from timm_robust.defense import Defense
+from timm_robust.data.batch import Batch
+from timm_robust.defense import Defense, Perturbed, Run
+from timm_robust.errors import UserError
+
+from .friendly import EarlyStoppedPGD, patience
 
 
 class PGD(Defense):
-    """Cross-entropy on PGD's images; the attack is the host's default."""
+    """Cross-entropy on PGD's images; the attack is the host's default, or stops early with `stop_after`."""
+
+    def setup(self, run: Run) -> None:
+        super().setup(run)
+        stop_after = getattr(self.options, "stop_after", None)  # methods that build on this one have no such option
+        if stop_after and run.threat.norm != "Linf":
+            raise UserError(f"option 'stop_after' of method 'pgd' knows the norm Linf only, not {run.threat.norm}")
+        self.patience = patience(stop_after) if stop_after else [(0.0, 0)]
+        self.stop_after = self.patience[0][1]
+
+    def on_epoch_start(self, epoch: int) -> None:
+        self.stop_after = [count for share, count in self.patience if share <= epoch / self.run.epochs][-1]
+
+    def perturb(self, batch: Batch) -> Perturbed:
+        if not self.stop_after:
+            return super().perturb(batch)
+        settings = self.pgd_settings()
+        return Perturbed(
+            self.attack(batch.images, batch.targets, EarlyStoppedPGD, stop_after=self.stop_after, **settings)
+        )

@@ -1,4 +1,4 @@
-"""Crops and mirrors. Where each falls is drawn from a stream of its own, so PyTorch's global one stays untouched."""
+"""Crops, mirrors, cutout. Where each falls is drawn from a stream of its own: PyTorch's global one stays untouched."""
 
 from __future__ import annotations
 
@@ -13,11 +13,44 @@ from timm_robust.data.batch import View
 
 # Keys of the independent streams of an epoch.
 ORDER, TABLE, SAMPLE, FIXED = 0, 1, 2, 3
+# Those of draws for each sample, and of the permutations of a mixture.
+CORNERS, BATCHED, REAL, EXTRA = 4, 5, 6, 7
+
+CROPPED = ("crop-flip", "crop", "cutout")
+FLIPPED = ("crop-flip", "flip", "cutout", "inception")
+"""Augmentations with a random crop of the padded image, and with a mirror."""
 
 
 def stream(seed: int, epoch: int, *key: int) -> np.random.Generator:
     """The random stream of (seed, epoch, key); it depends on nothing else, so a resumed run draws the same."""
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed % 2**63, epoch, *key))))
+
+
+def uniforms(seed: int, key: int, turn: np.ndarray, index: np.ndarray, count: int) -> np.ndarray:
+    """`count` uniform numbers for each sample, which depend on nothing but the arguments at its place.
+
+    They lie at the sample's own place in one SplitMix64 sequence, of which any part can be had without what is before:
+    no table over the whole training set, and the same numbers in whatever batch, process or worker the sample comes.
+
+    Args:
+        turn: int64 [B], below 2^25; how often the sample has come before, usually the epoch.
+        index: int64 [B], below 2^32.
+        count: at most 128.
+
+    Returns:
+        float64 [count, B] in [0, 1).
+    """
+    start = stream(seed, 0, key).integers(2**64, size=1, dtype=np.uint64)
+    place = ((turn.astype(np.uint64) << np.uint64(32)) + index.astype(np.uint64)) * np.uint64(128)
+    bits = start + (place + np.arange(1, count + 1, dtype=np.uint64)[:, None]) * np.uint64(0x9E3779B97F4A7C15)
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return ((bits ^ (bits >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53
+
+
+def below(draws: np.ndarray, bound: np.ndarray | int) -> np.ndarray:
+    """Uniform numbers in [0, 1) as integers in 0..bound-1, int64."""
+    return (draws * bound).astype(np.int64)
 
 
 def scaled_pad(pad: int, size: int) -> int:
@@ -76,6 +109,37 @@ def crop_and_flip(pixels: Tensor, index: Tensor, view: View, size: int) -> Tenso
     places = rows[:, :, None] * frame + cols[:, None, :]
     crops = pixels.view(n * frame * frame, channels).index_select(0, places.view(-1))
     return crops.view(len(index), size, size, channels).permute(0, 3, 1, 2)
+
+
+def blank(images: Tensor, boxes: Tensor) -> Tensor:
+    """Puts a box of zeros into each image, in place.
+
+    Args:
+        images: uint8 [B, C, H, W].
+        boxes: integers [4, B]: first row and column, and those after the last; may reach over the border, or be empty.
+    """
+    top, left, bottom, right = boxes[:, :, None]
+    rows, cols = (torch.arange(size, device=images.device) for size in images.shape[2:])
+    high, wide = (rows >= top) & (rows < bottom), (cols >= left) & (cols < right)
+    return images.mul_(~(high[:, :, None] & wide[:, None, :])[:, None])
+
+
+def cutout_boxes(draws: np.ndarray, side: int, size: int) -> np.ndarray:
+    """Squares of `side` pixels around pixels drawn uniformly, so that those near the border are smaller inside.
+
+    Args:
+        draws: [2, B], uniform in [0, 1).
+
+    Returns:
+        int64 [4, B], as `blank` takes them.
+    """
+    corner = below(draws, size) - side // 2
+    return np.concatenate([corner, corner + side])
+
+
+def on_device(values: Tensor, device: torch.device) -> Tensor:
+    """A tensor there; a GPU's copy goes on by itself, from pinned memory."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
 def inception_box(width: int, height: int, random: np.random.Generator) -> tuple[int, int, int, int]:

@@ -13,7 +13,8 @@ class View:
     """The geometry of each sample's augmentation, so that per-sample perturbations can follow their image.
 
     Coordinates are pixels of the *source frame*: for small images the padded image (`pad` pixels on each side),
-    for large ones the stored image.
+    for large ones the stored image. Where pixels move in other ways too (`idbh`), a view has the mirror only, and the
+    loader's `frame_size` is None: nothing can be carried along.
 
     Attributes:
         top, left: int64 [B], upper left corner of the crop in the source frame.
@@ -27,6 +28,9 @@ class View:
     width: Tensor
     flip: Tensor
 
+    def __getitem__(self, part: slice) -> View:
+        return View(*(field[part] for field in vars(self).values()))
+
     def to(self, device: torch.device) -> View:
         return View(*(field.to(device, non_blocking=True) for field in vars(self).values()))
 
@@ -38,7 +42,8 @@ class Batch:
     Attributes:
         images: float32 [B, C, H, W] in [0, 1], channels_last strides where the recipe asks for them.
         targets: int64 [B], class numbers.
-        index: int64 [B], position of each sample in the training set, stable across epochs, workers and resume.
+        index: int64 [B], position of each sample in the training set, stable across epochs, workers and resume; extra
+            images are numbered after the real ones, and stand after them in the batch.
         view: the augmentation's geometry; None for evaluation batches.
     """
 

@@ -29,12 +29,14 @@ class Split:
         labels: int64 [N], class numbers.
         image_size: pixels of a side, after scaling.
         pixels: uint8 [N, size, size, 3] on the run's device; None where the images stream.
+        true_labels: int64 [N], as the source gave them where `labels` have noise on purpose; None without.
     """
 
     images: Images
     labels: np.ndarray
     image_size: int
     pixels: Tensor | None = None
+    true_labels: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -55,6 +57,21 @@ class Split:
 
 
 @dataclass(frozen=True, eq=False)
+class Extra:
+    """Extra or generated images, which fill a share of each training batch.
+
+    Attributes:
+        name: as the user named them, for records.
+        split: the images; `pixels`, where the real ones have theirs on the device, stay on the host.
+        share: of each batch, between 0 and 1.
+    """
+
+    name: str
+    split: Split
+    share: float
+
+
+@dataclass(frozen=True, eq=False)
 class DataBundle:
     """What a run knows about its data.
 
@@ -68,6 +85,7 @@ class DataBundle:
         test: for the final numbers only.
         val_indices: int64, positions of `val` among the readable images of the source's training split; None where the
             source gave `val` itself.
+        extra: trained on beside `train`; `Batch.index` numbers them after it.
     """
 
     name: str
@@ -80,10 +98,16 @@ class DataBundle:
     test: Split
     val_indices: np.ndarray | None = None
     in_chans: int = 3
+    extra: Extra | None = None
 
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
+
+    @property
+    def num_train(self) -> int:
+        """Images that `Batch.index` numbers, real and extra."""
+        return len(self.train) + (len(self.extra.split) if self.extra else 0)
 
 
 def load_data(

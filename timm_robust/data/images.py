@@ -147,6 +147,32 @@ class SomeImages:
         return self.images.name(int(self.positions[i]))
 
 
+@dataclass(frozen=True)
+class ChainedImages:
+    """The images of one source, and after them those of another."""
+
+    first: Images
+    second: Images
+
+    def __len__(self) -> int:
+        return len(self.first) + len(self.second)
+
+    def _at(self, i: int) -> tuple[Images, int]:
+        return (self.first, i) if i < len(self.first) else (self.second, i - len(self.first))
+
+    def read(self, i: int) -> Image.Image:
+        images, place = self._at(i)
+        return images.read(place)
+
+    def shape(self, i: int) -> tuple[int, int]:
+        images, place = self._at(i)
+        return images.shape(place)
+
+    def name(self, i: int) -> str:
+        images, place = self._at(i)
+        return images.name(place)
+
+
 def as_rgb(image: Image.Image) -> Image.Image:
     """The decoded image in 8-bit RGB; 16-bit grey keeps its upper byte, where PIL would clip at 255."""
     if image.mode.startswith("I"):

@@ -1,22 +1,42 @@
 """Batches on the device: gathered there from resident pixels, or streamed from worker processes.
 
-Order and geometry depend on (seed, epoch) alone, so a run gives the same batches after a resume, with any number of
+Order and augmentation depend on (seed, epoch) alone, so a run gives the same batches after a resume, with any number of
 workers, and, taken together, on any number of processes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from timm_robust.data.augment import FIXED, ORDER, crop_and_flip, crop_table, pad_images, scaled_pad, stream
+from timm_robust.data import idbh
+from timm_robust.data.augment import (
+    BATCHED,
+    CORNERS,
+    CROPPED,
+    FIXED,
+    FLIPPED,
+    ORDER,
+    below,
+    blank,
+    crop_and_flip,
+    crop_table,
+    cutout_boxes,
+    on_device,
+    pad_images,
+    scaled_pad,
+    stream,
+    uniforms,
+)
 from timm_robust.data.batch import Batch, View
-from timm_robust.data.bundle import Split
-from timm_robust.data.images import SomeImages
+from timm_robust.data.bundle import Extra, Split
+from timm_robust.data.images import ChainedImages, SomeImages
+from timm_robust.data.mixing import count_steps, extra_count, mixed_order
 from timm_robust.data.streaming import Geometry, Stream
 from timm_robust.errors import UserError, unknown
 from timm_robust.recipe import AUGMENTATIONS
@@ -27,7 +47,8 @@ class TrainLoader(Protocol):
 
     Attributes:
         pad: pixels added on each side before cropping, after scaling to the image size.
-        frame_size: side of the source frame that `View` coordinates count in; None where each image has its own.
+        frame_size: side of the source frame that `View` coordinates count in; None where each image has its own, or
+            where pixels also move in ways that a view does not say.
     """
 
     pad: int
@@ -55,39 +76,45 @@ def make_train_loader(
     augment: str = "crop-flip",
     pad: int = 4,
     pad_mode: str = "zeros",
+    cutout_size: float = 0.4375,
     seed: int = 0,
     device: torch.device | str = "cpu",
     channels_last: bool = True,
     workers: int | None = None,
     shard: tuple[int, int] = (0, 1),
+    extra: Extra | None = None,
 ) -> TrainLoader:
     """Augmented batches for training.
 
     Args:
         split: usually `DataBundle.train`.
         batch_size: images per batch and process. A last batch of one image per process is left out (BatchNorm).
-        augment: "crop-flip", "crop", "flip", "none", or "inception" (a random part of the stored image, scaled).
+        augment: "crop-flip", "crop", "flip", "none"; "cutout" (crop-flip, then a square of zeros); "idbh-weak" (or
+            "idbh"), "idbh-strong", "idbh-svhn"; "inception" (a random part of the stored image, scaled).
         pad: border before the random crop, in pixels of 32-pixel images; scales with the image size.
         pad_mode: "zeros" or "reflect".
-        seed: key of order and geometry, with the epoch.
+        cutout_size: side of cutout's square, as a share of the image's.
+        seed: key of order and augmentation, with the epoch.
         device: where batches are wanted; resident pixels must be there.
         channels_last: strides of the images.
         workers: processes that decode streamed images; by default one per core, at most 8. 0 decodes in this one.
         shard: (rank, number of processes).
+        extra: usually `DataBundle.extra`; fills its share of each batch, after the real images.
 
     Raises:
-        UserError: unknown augmentation, or fewer than two images per process.
+        UserError: unknown augmentation, fewer than two images per process, or batches too small for the extra's share.
     """
     if augment not in AUGMENTATIONS:
         raise unknown("augmentation", augment, AUGMENTATIONS)
     if pad_mode not in ("zeros", "reflect"):
         raise unknown("pad_mode", pad_mode, ("zeros", "reflect"))
-    pad = scaled_pad(pad, split.image_size) if augment in ("crop-flip", "crop") else 0
+    pad = scaled_pad(pad, split.image_size) if augment in CROPPED else 0
     if pad_mode == "reflect" and pad >= split.image_size:
         raise UserError(f"pad is {pad} pixels at size {split.image_size}: expected less than the size, to reflect")
-    geometry = Geometry(augment, pad, pad_mode, seed)
+    cutout = max(1, round(cutout_size * split.image_size)) if augment == "cutout" and cutout_size else 0
+    geometry = Geometry(augment, pad, pad_mode, seed, cutout)
     kind = ResidentTrainLoader if split.resident and augment != "inception" else StreamTrainLoader
-    return kind(split, geometry, batch_size, torch.device(device), channels_last, shard, workers)
+    return kind(split, geometry, batch_size, torch.device(device), channels_last, shard, workers, extra)
 
 
 def make_eval_loader(
@@ -131,10 +158,17 @@ def sample(split: Split, n: int, *, seed: int = 0, device: torch.device | str = 
     Args:
         n: how many; all where the split has fewer.
     """
+    part, _ = some(split, n, seed)
+    return next(iter(make_eval_loader(part, batch_size=len(part), device=device)))
+
+
+def some(split: Split, n: int, seed: int = 0) -> tuple[Split, np.ndarray]:
+    """The part of a split that `sample` takes, and its positions there."""
     positions = np.sort(stream(seed, 0, FIXED).permutation(len(split))[:n])
     pixels = None if split.pixels is None else split.pixels[torch.from_numpy(positions).to(split.pixels.device)]
-    part = Split(SomeImages(split.images, positions), split.labels[positions], split.image_size, pixels)
-    return next(iter(make_eval_loader(part, batch_size=len(part), device=device)))
+    true = None if split.true_labels is None else split.true_labels[positions]
+    images = SomeImages(split.images, positions)
+    return Split(images, split.labels[positions], split.image_size, pixels, true), positions
 
 
 def _home(split: Split) -> torch.device:
@@ -177,7 +211,7 @@ def epoch_order(n: int, batch_size: int, seed: int, epoch: int, shard: tuple[int
 
 
 class _TrainBase:
-    """What both training loaders share: the settings and the number of batches."""
+    """What both training loaders share: the settings, the order, and what is done to whole batches."""
 
     def __init__(
         self,
@@ -188,48 +222,94 @@ class _TrainBase:
         channels_last: bool,
         shard: tuple[int, int],
         workers: int | None,
+        extra: Extra | None = None,
     ) -> None:
         if batch_size < 1:
             raise UserError(f"batch size is {batch_size}: expected at least 1")
         self.split, self.geometry, self.batch_size = split, geometry, batch_size
         self.device, self.channels_last, self.shard, self.workers = device, channels_last, shard, workers
+        self.extra, self.real = extra, batch_size - extra_count(batch_size, extra.share) if extra else batch_size
         self.pad = geometry.pad
-        self.frame_size = None if geometry.augment == "inception" else split.image_size + 2 * geometry.pad
+        self._variant = idbh.VARIANTS.get(geometry.augment)
+        framed = geometry.augment != "inception" and self._variant is None
+        self.frame_size = split.image_size + 2 * geometry.pad if framed else None
         if not len(self):
             raise UserError(f"training has {len(split)} images for {shard[1]} processes: expected two for each")
 
     def __len__(self) -> int:
-        return count_batches(len(self.split), self.batch_size, self.shard[1])
+        count = count_steps if self.extra else count_batches
+        return count(len(self.split), self.batch_size, self.shard[1])
 
-    def _order(self, epoch: int) -> list[np.ndarray]:
-        return epoch_order(len(self.split), self.batch_size, self.geometry.seed, epoch, self.shard)
+    def _order(self, epoch: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """For each batch the samples, and the turns that key their augmentation."""
+        if self.extra is None:
+            parts = epoch_order(len(self.split), self.batch_size, self.geometry.seed, epoch, self.shard)
+            return parts, [np.full_like(part, epoch) for part in parts]
+        sizes = len(self.split), len(self.extra.split), self.batch_size
+        return mixed_order(*sizes, self.extra.share, self.geometry.seed, epoch, self.shard)
+
+    def _finish(self, pixels: Tensor, view: View, index: np.ndarray, turn: np.ndarray) -> tuple[Tensor, View]:
+        """What is done to whole batches on the device, uint8, after the crop."""
+        seed, cutout, size = self.geometry.seed, self.geometry.cutout, self.split.image_size
+        if cutout:
+            boxes = cutout_boxes(uniforms(seed, BATCHED, turn, index, 2), cutout, size)
+            return blank(pixels, on_device(torch.from_numpy(boxes), self.device)), view
+        if self._variant:
+            plan = idbh.make_plan(self._variant, size, uniforms(seed, BATCHED, turn, index, idbh.DRAWS))
+            flip = on_device(torch.from_numpy(plan.flip), self.device)
+            return idbh.apply(plan, self._variant, pixels), replace(view, flip=flip)
+        return pixels, view
 
 
 class ResidentTrainLoader(_TrainBase):
-    """Small images: padded once on the device, each batch is one gather there, with nothing copied or synchronised."""
+    """Small images: padded once on the device, each batch is one gather there, with nothing synchronised.
+
+    Extra images come from the host, each batch's own.
+    """
 
     def __init__(self, split: Split, geometry: Geometry, *settings: object) -> None:
         super().__init__(split, geometry, *settings)  # type: ignore[arg-type]
         if split.pixels is None:
             raise TypeError("the split streams")
         self._pixels = pad_images(split.pixels.to(self.device), geometry.pad, geometry.pad_mode)
-        self._labels = torch.from_numpy(split.labels).to(self.device)
+        self._stored = self.extra.split.pixels if self.extra else None
+        labels = np.concatenate([split.labels, self.extra.split.labels]) if self.extra else split.labels
+        self._labels = torch.from_numpy(labels).to(self.device)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """The batches of an epoch; its order and geometry go to the device once, at the start."""
-        batches = self._order(epoch)
-        flip = self.geometry.augment in ("crop-flip", "flip")
-        table = crop_table(len(self.split), self.pad, flip, self.geometry.seed, epoch)
+        batches, turns = self._order(epoch)
         order = np.concatenate(batches)
-        index, top, left, mirror = (torch.from_numpy(a).to(self.device) for a in (order, *(t[order] for t in table)))
-        side = torch.full_like(index, self.split.image_size)
+        table = self._corners(order, np.concatenate(turns), epoch)
+        indices, top, left, mirror = (torch.from_numpy(a).to(self.device) for a in (order, *table))
+        side = torch.full_like(indices, self.split.image_size)
+        views = View(top, left, side, side, mirror)
         start = 0
-        for size in map(len, batches):
-            part = slice(start, start + size)
-            start += size
-            view = View(top[part], left[part], side[part], side[part], mirror[part])
-            pixels = crop_and_flip(self._pixels, index[part], view, self.split.image_size)
-            yield Batch(to_float(pixels, self.channels_last), self._labels[index[part]], index[part], view)
+        for samples, turn in zip(batches, turns, strict=True):
+            part = slice(start, start + len(samples))
+            start += len(samples)
+            index, view = indices[part], views[part]
+            pixels, view = self._finish(self._crops(samples, index, view), view, samples, turn)
+            yield Batch(to_float(pixels, self.channels_last), self._labels[index], index, view)
+
+    def _corners(self, order: np.ndarray, turn: np.ndarray, epoch: int) -> tuple[np.ndarray, ...]:
+        """Where the samples of an epoch are cropped, and mirrors, in this order."""
+        flip, seed = self.geometry.augment in FLIPPED, self.geometry.seed
+        if self.extra is None:
+            return tuple(column[order] for column in crop_table(len(self.split), self.pad, flip, seed, epoch))
+        draws = uniforms(seed, CORNERS, turn, order, 3)
+        return *below(draws[:2], 2 * self.pad + 1), (draws[2] < 0.5) & flip
+
+    def _crops(self, samples: np.ndarray, index: Tensor, view: View) -> Tensor:
+        """One batch's views, uint8 [B, C, size, size]."""
+        size, real = self.split.image_size, self.real
+        if self._stored is None:
+            return crop_and_flip(self._pixels, index, view, size)
+        own = self._stored.index_select(0, torch.from_numpy(samples[real:] - len(self.split)))
+        framed = pad_images(on_device(own, self.device), self.pad, self.geometry.pad_mode)
+        every = torch.arange(len(own), device=self.device)
+        crops = [crop_and_flip(self._pixels, index[:real], view[:real], size)]
+        return torch.cat([*crops, crop_and_flip(framed, every, view[real:], size)])
 
 
 class StreamTrainLoader(_TrainBase):
@@ -237,12 +317,18 @@ class StreamTrainLoader(_TrainBase):
 
     def __init__(self, split: Split, geometry: Geometry, *settings: object) -> None:
         super().__init__(split, geometry, *settings)  # type: ignore[arg-type]
-        self._stream = Stream(split.images, split.labels, split.image_size, geometry, self.workers, self.device)
+        images, labels = split.images, split.labels
+        if self.extra:
+            images = ChainedImages(images, self.extra.split.images)
+            labels = np.concatenate([labels, self.extra.split.labels])
+        self._stream = Stream(images, labels, split.image_size, geometry, self.workers, self.device)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """The batches of an epoch. In place of an unreadable image comes the next readable one."""
-        for arrived in self._stream.batches(self._order(epoch), epoch):
+        parts, turns = self._order(epoch)
+        for arrived, turn in zip(self._stream.batches(parts, turns), turns, strict=True):
             images, targets, index, view = arrived.to(self.device)
+            images, view = self._finish(images, view, arrived.numbers[:, 0].numpy(), turn)
             yield Batch(to_float(images, self.channels_last), targets, index, view)
 
 

@@ -75,11 +75,25 @@ def read_source(
         return from_npz(path, name=text)
     if path.exists():
         raise UserError(f"data {text!r} is a file of another kind: expected a folder with train/ and test/, or a .npz")
-    beside = [str(Path(text).parent / entry) for entry in _entries(path.parent)]
+    raise not_found("data", text)
+
+
+def is_known(name: str) -> bool:
+    """Whether it names a data set and not a path."""
+    from timm_robust.data import timm_sets
+
+    return name == "digits" or timm_sets.is_timm_name(name)
+
+
+def not_found(what: str, name: str) -> UserError:
+    """The error for a path or name that is not there; `what` says what for ("data")."""
+    from timm_robust.data import timm_sets
+
+    beside = [str(Path(name).parent / entry) for entry in _entries(Path(name).expanduser().parent)]
     known = ["digits", *timm_sets.TORCH_SETS]
-    close = [name for name in known if name.split("/")[-1] == text.lower()] or nearest(text, [*known, *beside], n=1)
+    close = [one for one in known if one.split("/")[-1] == name.lower()] or nearest(name, [*known, *beside], n=1)
     hint = f"did you mean {close[0]}?" if close else "expected digits, an image folder, a .npz file or a timm data set"
-    raise UserError(f"data {text!r} is neither an existing path nor a known data set: {hint}")
+    return UserError(f"{what} {name!r} is neither an existing path nor a known data set: {hint}")
 
 
 def _entries(folder: Path) -> list[str]:
@@ -107,13 +121,13 @@ def from_folder(root: Path, name: str) -> RawData:
         above = root.parent if root.name in ("train", "test", *VALIDATION_FOLDERS) else None
         hint = f"did you mean {above}?" if above and (above / "train").is_dir() else "expected train/CLASS/* in it"
         raise UserError(f"folder {name!r} has no train/ inside: {hint}")
-    classes = tuple(sorted(_folders(root / "train")))
+    classes = tuple(sorted(subfolders(root / "train")))
     if not classes:
         raise UserError(f"folder {name!r} has no class folders in train/: expected train/CLASS/*")
-    train = _folder_split(root, "train", classes, name)
+    train = folder_split(root, "train", classes, name)
     val_folder = next((folder for folder in VALIDATION_FOLDERS if (root / folder).is_dir()), None)
-    val = _folder_split(root, val_folder, classes, name) if val_folder else None
-    test = _folder_split(root, "test", classes, name) if (root / "test").is_dir() else None
+    val = folder_split(root, val_folder, classes, name) if val_folder else None
+    test = folder_split(root, "test", classes, name) if (root / "test").is_dir() else None
     return raw_data(name, classes, train, val, test)
 
 
@@ -128,17 +142,21 @@ def raw_data(
     raise UserError(f"data {name!r} has neither a validation nor a test split: expected at least one of them")
 
 
-def _folders(path: Path) -> list[str]:
+def subfolders(path: Path) -> list[str]:
+    """Names of the folders in a folder, without hidden ones."""
     with os.scandir(path) as entries:
         return [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith((".", "__"))]
 
 
-def _folder_split(root: Path, split: str, classes: tuple[str, ...], name: str) -> RawSplit:
+def folder_split(
+    root: Path, split: str, classes: tuple[str, ...], name: str, hint: str = "train/ lacks it"
+) -> RawSplit:
+    """The images in `split`/CLASS; `hint` says why another class is refused."""
     paths: list[str] = []
     labels: list[int] = []
-    for label in sorted(_folders(root / split)):
+    for label in sorted(subfolders(root / split)):
         if label not in classes:
-            raise unknown(f"class folder in {split}/ of {name!r}", label, classes, hint="train/ lacks it")
+            raise unknown(f"class folder in {split}/ of {name!r}", label, classes, hint=hint)
         files = _image_files(root, os.path.join(split, label))
         if not files and split == "train":
             raise UserError(f"class folder train/{label} of {name!r} holds no image: expected {' '.join(EXTENSIONS)}")
@@ -199,7 +217,7 @@ def from_python(data: Any) -> RawData:
             f"data is a {type(data).__name__}: expected a name or path, a pair (train, test) or a dict with train, "
             "val and test, of data sets or of (images, labels)"
         )
-    raw = {split: _python_split(part, split) for split, part in parts.items() if part is not None}
+    raw = {split: one_split(part, split) for split, part in parts.items() if part is not None}
     names = getattr(parts["train"], "classes", None)
     kind = parts["train"]
     name = "arrays" if _is_pair(kind) else type(kind).__name__
@@ -216,7 +234,8 @@ def _is_pair(part: Any) -> bool:
     )
 
 
-def _python_split(part: Any, split: str) -> RawSplit:
+def one_split(part: Any, split: str) -> RawSplit:
+    """A split of a map-style data set or of a pair (images, labels)."""
     if _is_pair(part):
         return from_arrays(part[0], part[1], split)
     if hasattr(part, "__len__") and hasattr(part, "__getitem__"):

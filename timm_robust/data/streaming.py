@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from timm_robust.data.augment import SAMPLE, apply_box, inception_box, stream
+from timm_robust.data.augment import FLIPPED, SAMPLE, apply_box, inception_box, stream
 from timm_robust.data.batch import View
 from timm_robust.data.images import ArrayImages, Images, Unreadable, available_cpus, fit
 from timm_robust.errors import UserError
@@ -27,12 +27,13 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Geometry:
-    """How training images are cropped; `pad` in pixels at the image size."""
+    """How training images are augmented; `pad` and `cutout`, the side of its square, in pixels at the image size."""
 
     augment: str
     pad: int
     pad_mode: str
     seed: int
+    cutout: int = 0
 
 
 @dataclass
@@ -71,13 +72,16 @@ class _Sample:
 
 
 class _Samples(Dataset[_Sample]):
-    """One sample by (epoch, position); a mistake of the user travels as text, because workers garble exceptions."""
+    """One sample by (turn, position), where the turn is usually the epoch.
+
+    A mistake of the user travels as text, because workers garble exceptions.
+    """
 
     def __init__(self, images: Images, labels: np.ndarray, size: int, geometry: Geometry | None) -> None:
         self.images, self.labels, self.size, self.geometry = images, labels, size, geometry
 
     def __getitem__(self, key: tuple[int, int]) -> _Sample:
-        epoch, position = key
+        turn, position = key
         broken: list[str] = []
         for attempt in range(min(PATIENCE, len(self.labels))):
             place = (position + attempt) % len(self.labels)
@@ -90,17 +94,17 @@ class _Samples(Dataset[_Sample]):
                 if self.geometry is None:
                     return _Sample(None, (), broken)  # evaluation counts no image twice
                 continue
-            pixels, view = self._view(image, epoch, place)
+            pixels, view = self._view(image, turn, place)
             return _Sample(pixels, (place, int(self.labels[place]), *view), broken)
         return _Sample(None, (), broken, f"{len(broken)} images in a row cannot be read; {broken[-1]}")
 
-    def _view(self, image: Image.Image, epoch: int, place: int) -> tuple[np.ndarray, tuple[int, int, int, int, int]]:
+    def _view(self, image: Image.Image, turn: int, place: int) -> tuple[np.ndarray, tuple[int, int, int, int, int]]:
         """Pixels uint8 [size, size, 3], and top, left, height, width, flip."""
         size, settings = self.size, self.geometry
         if settings is None:
             return np.asarray(fit(image, size)), (0, 0, size, size, 0)
-        random = stream(settings.seed, epoch, SAMPLE, place)
-        flip = bool(random.random() < 0.5) and settings.augment in ("inception", "crop-flip", "flip")
+        random = stream(settings.seed, turn, SAMPLE, place)
+        flip = bool(random.random() < 0.5) and settings.augment in FLIPPED
         if settings.augment == "inception":
             box = inception_box(*image.size, random)
             return np.asarray(apply_box(image, box, flip, size)), (*box, int(flip))
@@ -127,18 +131,18 @@ def _collate(samples: list[_Sample]) -> Arrived:
 
 
 class _Batches(Sampler[list[tuple[int, int]]]):
-    """The positions of an epoch's batches, set anew for each; carries the epoch to workers that outlive it."""
+    """The positions of an epoch's batches, set anew for each; carries their turns to workers that outlive it."""
 
     def __init__(self) -> None:
         self.parts: list[np.ndarray] = []
-        self.epoch = 0
+        self.turns: list[np.ndarray] = []
 
     def __len__(self) -> int:
         return len(self.parts)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for part in self.parts:
-            yield [(self.epoch, int(i)) for i in part]
+        for part, turns in zip(self.parts, self.turns, strict=True):
+            yield list(zip(turns.tolist(), part.tolist(), strict=True))
 
 
 class Stream:
@@ -177,8 +181,10 @@ class Stream:
         )
         self._warned: set[str] = set()
 
-    def batches(self, parts: list[np.ndarray], epoch: int = 0) -> Iterator[Arrived]:
+    def batches(self, parts: list[np.ndarray], turns: list[np.ndarray] | None = None) -> Iterator[Arrived]:
         """The samples at each of `parts`, int64 [B] positions; unreadable images are warned about, each once.
+
+        `turns` are the keys of their training views: how often each sample has come before.
 
         Training views of an unreadable image show the next readable one, with its own index and label. Evaluation views
         leave it out.
@@ -186,7 +192,8 @@ class Stream:
         Raises:
             UserError: an image is not what it should be, or too many in a row cannot be read.
         """
-        self._sampler.parts, self._sampler.epoch = parts, epoch
+        self._sampler.parts = parts
+        self._sampler.turns = [np.zeros_like(part) for part in parts] if turns is None else turns
         for arrived in self._loader:
             for text in arrived.broken:
                 if text not in self._warned:

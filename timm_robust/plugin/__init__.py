@@ -5,12 +5,13 @@ from __future__ import annotations
 from timm_robust.plugin.hookspecs import hookimpl
 from timm_robust.plugin.manager import get_manager
 from timm_robust.plugin.options import Options, bn_option, option
-from timm_robust.plugin.spec import API_VERSION, DefenseSpec, ModelsSpec, Reference
+from timm_robust.plugin.spec import API_VERSION, DefenseSpec, ModelsSpec, ModifierSpec, Reference
 
 __all__ = [
     "API_VERSION",
     "DefenseSpec",
     "ModelsSpec",
+    "ModifierSpec",
     "Options",
     "Reference",
     "bn_option",

@@ -6,12 +6,17 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from timm_robust.plugin.errors import PluginFailure, provider
-from timm_robust.plugin.spec import SUPPORTED_API, DefenseSpec, ModelsSpec, Spec
+from timm_robust.plugin.spec import SUPPORTED_API, DefenseSpec, ModelsSpec, ModifierSpec, Spec
 
-RECORDS: dict[str, type[Spec]] = {"timm_robust_defenses": DefenseSpec, "timm_robust_models": ModelsSpec}
+RECORDS: dict[str, type[Spec]] = {
+    "timm_robust_defenses": DefenseSpec,
+    "timm_robust_modifiers": ModifierSpec,
+    "timm_robust_models": ModelsSpec,
+}
 """Hooks that yield records, and of which kind; all others observe."""
 
-AnySpec = TypeVar("AnySpec", DefenseSpec, ModelsSpec)
+AnySpec = TypeVar("AnySpec", DefenseSpec, ModifierSpec, ModelsSpec)
+AnyCode = TypeVar("AnyCode", DefenseSpec, ModifierSpec)
 
 
 @dataclass(frozen=True)
@@ -28,8 +33,12 @@ class Provided(Generic[AnySpec]):
         """`timm-robust-foo 0.2`."""
         return provider(self.plugin, self.distribution, self.version)
 
+    def provider(self) -> dict[str, str]:
+        """As manifests have it."""
+        return {"name": self.plugin, "distribution": self.distribution, "version": self.version}
+
     def row(self) -> dict[str, Any]:
-        """As `methods --json` and manifests have it."""
+        """As `methods --json` has it."""
         spec = self.spec
         return {
             "name": spec.name,

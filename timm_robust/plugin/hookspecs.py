@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pluggy
 
-from timm_robust.plugin.spec import DefenseSpec, ModelsSpec
+from timm_robust.plugin.spec import DefenseSpec, ModelsSpec, ModifierSpec
 
 if TYPE_CHECKING:
     from timm_robust.defense import Run
@@ -42,6 +42,25 @@ class Hooks:
                     api_version=1,
                     target="timm_robust_foo.foo:Foo",
                     config="timm_robust_foo.options:FooOptions",
+                )
+        """
+
+    @hookspec
+    def timm_robust_modifiers(self) -> Iterable[ModifierSpec]:  # type: ignore[empty-body]
+        """Yields what composes with any method; called with `timm_robust_defenses`, at most once per process.
+
+        Example:
+            from timm_robust.plugin import ModifierSpec, Reference, hookimpl
+
+            @hookimpl
+            def timm_robust_modifiers():
+                yield ModifierSpec(
+                    name="bar",
+                    summary="weights moved by bar while the loss is taken",
+                    reference=Reference(title="Bar for everybody", arxiv="2401.00002"),
+                    api_version=1,
+                    target="timm_robust_bar.bar:Bar",
+                    config="timm_robust_bar.options:BarOptions",
                 )
         """
 

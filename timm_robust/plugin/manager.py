@@ -24,13 +24,12 @@ import pluggy
 
 from timm_robust.errors import UserError, nearest, unknown
 from timm_robust.plugin.errors import PluginConflict, PluginError, PluginFailure
-from timm_robust.plugin.found import RECORDS, AnySpec, Plugin, Provided, api_gap, supported
+from timm_robust.plugin.found import RECORDS, AnyCode, AnySpec, Plugin, Provided, api_gap, supported
 from timm_robust.plugin.hookspecs import PROJECT, Hooks
 from timm_robust.plugin.observers import Observers
-from timm_robust.plugin.spec import DefenseSpec, ModelsSpec, Spec, validate
+from timm_robust.plugin.spec import DefenseSpec, ModelsSpec, ModifierSpec, Spec, validate
 
 if TYPE_CHECKING:
-    from timm_robust.defense import Defense
     from timm_robust.plugin.options import Options
 
 HOST = "timm-robust"
@@ -187,41 +186,47 @@ class PluginManager:
         self._by_name(ModelsSpec, "model", lambda spec: spec.models)
         return self._by_name(ModelsSpec, "model family", lambda spec: (spec.name,))
 
+    def modifiers(self) -> dict[str, Provided[ModifierSpec]]:
+        """What composes with any method, by name.
+
+        Raises:
+            PluginConflict: two plugins offer one name.
+        """
+        return self._by_name(ModifierSpec, "modifier", lambda spec: (spec.name,))
+
     def defense(self, name: str) -> Provided[DefenseSpec]:
         """The method `name`.
 
         Raises:
             UserError: no such method; says so if its plugin failed, is blocked, or is written for another host.
         """
-        defenses = self.defenses()
-        if name in defenses:
-            return defenses[name]
-        for found in self._provided(DefenseSpec):
-            if found.spec.name == name:
-                raise UserError(f"method {name!r} comes from {found.origin}, which {api_gap(found.spec)}")
-        for plugin in self._plugins:
-            if plugin.status != "active" and _normal(name) in _names(plugin):
-                raise UserError(f"method {name!r} comes from {plugin.origin}, which {plugin.error}")
-        broken = ", ".join(plugin.name for plugin in self._plugins if plugin.status == "failed")
-        raise unknown("method", name, defenses, hint=f"plugins that failed: {broken}" if broken else "")
+        return self._named(DefenseSpec, name)
 
-    def load_config(self, name: str) -> type[Options]:
-        """Options class of the method `name`; does not import torch.
+    def modifier(self, name: str) -> Provided[ModifierSpec]:
+        """The modifier `name`.
+
+        Raises:
+            UserError: no such modifier, as `defense` says it.
+        """
+        return self._named(ModifierSpec, name)
+
+    def load_config(self, name: str, kind: type[DefenseSpec | ModifierSpec] = DefenseSpec) -> type[Options]:
+        """Options class of the method (or modifier) `name`; does not import torch.
 
         Raises:
             UserError: no such method, or its plugin fails to load.
         """
-        found = self.defense(name)
+        found: Any = self._named(kind, name)
         with self._loading(found):
             return found.spec.load_config()
 
-    def load_target(self, name: str) -> type[Defense]:
-        """Class of the method `name`; imports torch.
+    def load_target(self, name: str, kind: type[DefenseSpec | ModifierSpec] = DefenseSpec) -> type[Any]:
+        """Class of the method (or modifier) `name`; imports torch.
 
         Raises:
             UserError: no such method, or its plugin fails to load.
         """
-        found = self.defense(name)
+        found: Any = self._named(kind, name)
         with self._loading(found):
             return found.spec.load_target()
 
@@ -324,8 +329,22 @@ class PluginManager:
                 table[name] = found
         return table
 
+    def _named(self, kind: type[AnyCode], name: str) -> Provided[AnyCode]:
+        """The record of one kind that offers `name`, or why there is none."""
+        offered = self._by_name(kind, kind.noun, lambda spec: (spec.name,))
+        if name in offered:
+            return offered[name]
+        for found in self._provided(kind):
+            if found.spec.name == name:
+                raise UserError(f"{kind.noun} {name!r} comes from {found.origin}, which {api_gap(found.spec)}")
+        for plugin in self._plugins:
+            if plugin.status != "active" and _normal(name) in _names(plugin):
+                raise UserError(f"{kind.noun} {name!r} comes from {plugin.origin}, which {plugin.error}")
+        broken = ", ".join(plugin.name for plugin in self._plugins if plugin.status == "failed")
+        raise unknown(kind.noun, name, offered, hint=f"plugins that failed: {broken}" if broken else "")
+
     @contextmanager
-    def _loading(self, found: Provided[DefenseSpec]) -> Iterator[None]:
+    def _loading(self, found: Provided[AnyCode]) -> Iterator[None]:
         """Turns a failure to load what the user asked for into a sentence that names the culprit."""
         try:
             yield
@@ -338,8 +357,8 @@ class PluginManager:
             if self._must_work(plugin):
                 raise PluginError(str(failure)) from error
             raise UserError(
-                f"method {found.spec.name!r} comes from {plugin.origin}, which failed at load: {failure.error} "
-                f"({STRICT}=1 shows where)"
+                f"{found.spec.noun} {found.spec.name!r} comes from {plugin.origin}, which failed at load: "
+                f"{failure.error} ({STRICT}=1 shows where)"
             ) from error
 
     def _must_work(self, plugin: Plugin) -> bool:

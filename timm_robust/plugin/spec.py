@@ -17,6 +17,7 @@ from timm_robust.plugin.options import Options, check_options_class, check_value
 
 if TYPE_CHECKING:
     from timm_robust.defense import Defense
+    from timm_robust.modifier import Modifier
 
 API_VERSION = 1
 """Number of the plugin contract; a plugin writes it as a literal, so that an old plugin never claims to be new."""
@@ -40,21 +41,20 @@ class Reference:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DefenseSpec:
-    """A training method.
+class CodeSpec:
+    """What records of methods and of modifiers share: a class with options, both named by text.
 
     Attributes:
         name: what users type; lower case, digits and hyphens.
         summary: one line.
         reference: the paper.
         api_version: the contract it was written for, as a literal.
-        target: "module:Class" of the `Defense` subclass.
+        target: "module:Class" of the code.
         config: "module:Class" of its options; that module must not import torch.
-        recommends: recipe settings that the method does best with, and "activation" for a swap in the whole model.
-            The user's own settings win.
     """
 
-    kind: ClassVar[str] = "defense"
+    kind: ClassVar[str]
+    noun: ClassVar[str]
 
     name: str
     summary: str
@@ -62,7 +62,6 @@ class DefenseSpec:
     api_version: int
     target: str
     config: str
-    recommends: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def offers(self) -> tuple[str, ...]:
@@ -75,22 +74,61 @@ class DefenseSpec:
         Raises:
             PluginError: nothing there, or no proper options class.
         """
-        cls = _load_object(self.config, owner=f"method {self.name!r}")
-        check_options_class(cls, owner=f"method {self.name!r}")
+        owner = f"{self.noun} {self.name!r}"
+        cls = _load_object(self.config, owner=owner)
+        check_options_class(cls, owner=owner)
         return cls
 
-    def load_target(self) -> type[Defense]:
-        """The class of the defense; imports torch.
+    def load_target(self) -> type[Any]:
+        """The class of the code; imports torch.
 
         Raises:
-            PluginError: nothing there, or not a subclass of Defense.
+            PluginError: nothing there, or not a subclass of what its kind derives from.
         """
+        base, owner = self._base(), f"{self.noun} {self.name!r}"
+        cls = _load_object(self.target, owner=owner)
+        if not (isinstance(cls, type) and issubclass(cls, base)):
+            raise PluginError(f"target {self.target!r} of {owner} is no subclass of {base.__name__}")
+        return cls
+
+    def _base(self) -> type[Any]:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class DefenseSpec(CodeSpec):
+    """A training method; its `target` is a `timm_robust.defense.Defense`.
+
+    Attributes:
+        recommends: recipe settings that the method does best with, and "activation" for a swap in the whole model.
+            The user's own settings win.
+        teachers: for a method that learns from trained networks: the option that holds the folder of each, and the
+            method that trains it where the user names none.
+    """
+
+    kind: ClassVar[str] = "defense"
+    noun: ClassVar[str] = "method"
+
+    recommends: Mapping[str, Any] = field(default_factory=dict)
+    teachers: Mapping[str, str] = field(default_factory=dict)
+
+    def _base(self) -> type[Defense]:
         from timm_robust.defense import Defense
 
-        cls = _load_object(self.target, owner=f"method {self.name!r}")
-        if not (isinstance(cls, type) and issubclass(cls, Defense)):
-            raise PluginError(f"target {self.target!r} of method {self.name!r} is no subclass of Defense")
-        return cls
+        return Defense
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModifierSpec(CodeSpec):
+    """Something that composes with any method; its `target` is a `timm_robust.modifier.Modifier`."""
+
+    kind: ClassVar[str] = "modifier"
+    noun: ClassVar[str] = "modifier"
+
+    def _base(self) -> type[Modifier]:
+        from timm_robust.modifier import Modifier
+
+        return Modifier
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +172,7 @@ class ModelsSpec:
             raise PluginError(f"importing {self.module!r} does not register {', '.join(missing)} with timm")
 
 
-Spec = DefenseSpec | ModelsSpec
+Spec = DefenseSpec | ModifierSpec | ModelsSpec
 
 
 def validate(spec: Spec) -> None:
@@ -157,13 +195,13 @@ def _problems(spec: Spec) -> Iterator[str]:
         return
     if not isinstance(spec.summary, str) or not spec.summary.strip() or "\n" in spec.summary:
         yield f"has summary {spec.summary!r}: expected one line"
-    if isinstance(spec, DefenseSpec):
+    if isinstance(spec, CodeSpec):
         if not isinstance(spec.reference, Reference) or not spec.reference.title.strip():
             yield f"has reference {spec.reference!r}: expected a Reference with the title of its paper"
         for part in ("target", "config"):
             if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", str(getattr(spec, part))):
                 yield f"has {part} {getattr(spec, part)!r}: expected 'module:Class'"
-        yield from _bad_recommendations(spec.recommends)
+        yield from _bad_recommendations(spec.recommends) if isinstance(spec, DefenseSpec) else ()
     elif not isinstance(spec.models, tuple) or not spec.models:
         yield f"has models {spec.models!r}: expected a tuple of names"
     arxiv = spec.reference.arxiv if spec.reference else None

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from timm_robust.result import events
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -25,6 +27,12 @@ MARK: dict[str, Any] = {
     "clip_on": False,
 }  # fmt: skip
 
+STYLE: Any = {
+    "font.family": "DejaVu Sans", "font.size": 9.5, "text.parse_math": False,
+    "svg.fonttype": "none", "svg.hashsalt": "0",
+}  # fmt: skip
+"""Of every picture, whatever a user's own settings are; letters stay letters in the svg, a dollar stays a dollar."""
+
 Histories = Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]
 
 
@@ -42,35 +50,21 @@ def draw(histories: Histories, files: Sequence[Path], *, title: str, notes: Sequ
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     # inches: room above for the words, on the right for the names
     above, below, left = 0.6 + 0.19 * len(notes), 0.5, 0.62
     right = 0.62 + 0.072 * (max(map(len, histories)) + 8)
     across, high = 6.1, max(3.2, 0.34 * len(histories))
     width, height = left + across + right, above + high + below
-    # a user's own settings must not make one picture unlike another; letters stay letters in the svg
-    with rc_context({"font.family": "DejaVu Sans", "font.size": 9.5, "svg.fonttype": "none", "svg.hashsalt": "0"}):
+    with rc_context(STYLE):
         figure = Figure(figsize=(width, height), dpi=160, facecolor="white")
         axes = figure.add_axes((left / width, below / height, across / width, high / height))
         figure.text(0.1 / width, 1 - 0.12 / height, title, weight="bold", size=12.5, color=INK, va="top")
         for number, note in enumerate(notes):
             figure.text(0.1 / width, 1 - (0.4 + 0.19 * number) / height, note, size=9, color=GREY, va="top")
         ends = {method: _line(axes, number, runs) for number, (method, runs) in enumerate(histories.items())}
-        last = max(epoch for epoch, _, _ in ends.values())
-        axes.set_xlim(1 - max(0.02 * (last - 1), 0.02), last if last > 1 else 1.02)
-        axes.set_ylim(0, max(0.1, 1.04 * axes.dataLim.ymax))
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10, min_n_ticks=1))
-        axes.yaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10]))  # whole percents
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        axes.set_xlabel("epoch", color=GREY, loc="left")
-        axes.grid(axis="y", color=GRID, linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.tick_params(length=0, colors=GREY)
-        for side in ("left", "right", "top"):
-            axes.spines[side].set_visible(False)
-        axes.spines["bottom"].set_color(GREY)
-        _labels(axes, ends, across, high)
+        frame(axes, max(epoch for epoch, _, _ in ends.values()))
+        name_lines(axes, ends, across, high)
         if any(first_collapse(run) for runs in histories.values() for run in runs):
             told = "catastrophic overfitting" + (
                 "; thin: that seed alone" if max(map(len, histories.values())) > 1 else ""
@@ -115,15 +109,42 @@ def curve(runs: Sequence[Sequence[Mapping[str, Any]]]) -> tuple[list[int], list[
 
 def first_collapse(run: Sequence[Mapping[str, Any]]) -> int | None:
     """Epoch of the first collapse in a run, None without."""
-    return next((event["epoch"] for row in run for event in row.get("events", [])), None)
+    return next((event["epoch"] for event in events(run)), None)
 
 
-def _labels(axes: Axes, ends: Mapping[str, tuple[int, float, Any]], across: float, high: float) -> None:
+def frame(axes: Axes, last: int, *, shares: bool = True) -> None:
+    """Limits, ticks and grid, once all lines are drawn.
+
+    Args:
+        last: epoch at the right edge.
+        shares: the values are shares, shown in percent.
+    """
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    axes.set_xlim(1 - max(0.02 * (last - 1), 0.02), last if last > 1 else 1.02)
+    axes.set_ylim(0, max(0.1, 1.04 * axes.dataLim.ymax))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10, min_n_ticks=1))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10]))  # whole percents
+    if shares:
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.set_xlabel("epoch", color=GREY, loc="left")
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0, colors=GREY)
+    for side in ("left", "right", "top"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(GREY)
+
+
+def name_lines(
+    axes: Axes, ends: Mapping[str, tuple[int, float, Any]], across: float, high: float, form: str = "{:.1%}"
+) -> None:
     """Names each line at its right end; where ends are close, names move apart and a thin line leads to each.
 
     Args:
         ends: of each line its last epoch, the height there, and its style.
         across, high: size of the axes in inches.
+        form: how the height is written behind the name.
     """
     heights = {method: axes.transLimits.transform((epoch, value)) for method, (epoch, value, _) in ends.items()}
     order = sorted(heights, key=lambda method: float(heights[method][1]))
@@ -138,7 +159,9 @@ def _labels(axes: Axes, ends: Mapping[str, tuple[int, float, Any]], across: floa
         axes.plot(
             [stub, text - 0.07 / across], [place] * 2, transform=axes.transAxes, linewidth=1.9, clip_on=False, **style
         )
-        axes.text(text, place, f"{method}  {value:.1%}", transform=axes.transAxes, va="center", size=9, color=INK)
+        axes.text(
+            text, place, f"{method}  {form.format(value)}", transform=axes.transAxes, va="center", size=9, color=INK
+        )
 
 
 def spread_out(wanted: Sequence[float], gap: float, high: float) -> list[float]:

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from timm_robust.report.curves import draw
-from timm_robust.result import was_stopped
+from timm_robust.result import ROBUST_OVERFITTING, events, was_stopped
 from timm_robust.versions import hardware, versions
 
 ANSWERED = {"stop": ", stopped", "restore": ", restored", "escalate": ", escalated"}
@@ -79,7 +79,12 @@ class Run:
     @property
     def events(self) -> list[dict[str, Any]]:
         """Catastrophic overfitting, in the order in which it was seen."""
-        return [event for row in self.history for event in row.get("events", [])]
+        return events(self.history)
+
+    @property
+    def fallen(self) -> list[dict[str, Any]]:
+        """Robust overfitting that ended the run."""
+        return events(self.history, ROBUST_OVERFITTING)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for comparison.json."""
@@ -295,6 +300,10 @@ def _happened(runs: list[Run]) -> Iterable[str]:
         answer = ANSWERED.get(first[0]["answer"], "")
         share = f" ({len(first)} of {sum(run.done for run in runs)} seeds)" if several else ""
         yield f"collapsed in {'epochs' if '-' in epochs else 'epoch'} {epochs}{answer}{share}"
+    ended = [run.fallen[0]["epoch"] for run in runs if run.done and run.fallen]
+    if ended:
+        share = f" ({len(ended)} of {sum(run.done for run in runs)} seeds)" if several else ""
+        yield f"robust overfitting, stopped after epoch {_between(ended)}{share}"
     for state, count in (
         ("failed", sum(bool(run.error) for run in runs)),
         ("not finished", sum(not run.done and not run.error for run in runs)),

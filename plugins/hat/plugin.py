@@ -1,0 +1,24 @@
+"""Registers helper-based adversarial training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from timm_robust.plugin import DefenseSpec, Reference, hookimpl
+
+
+@hookimpl
+def timm_robust_defenses() -> Iterator[DefenseSpec]:
+    yield DefenseSpec(
+        name="hat",
+        summary="trades, and images beyond the ball that a standard network labels, so that margins stay small",
+        reference=Reference(
+            title="Reducing Excessive Margin to Achieve a Better Accuracy vs. Robustness Trade-off",
+            url="https://openreview.net/forum?id=Azh9QBQ4tR7",
+            venue="ICLR 2022",
+        ),
+        api_version=1,
+        target="timm_robust_plugins.hat.hat:HAT",
+        config="timm_robust_plugins.hat.options:HatOptions",
+        teachers={"helper": "standard"},
+    )

@@ -1,0 +1,24 @@
+"""Registers KD-SWA."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from timm_robust.plugin import DefenseSpec, Reference, hookimpl
+
+
+@hookimpl
+def timm_robust_defenses() -> Iterator[DefenseSpec]:
+    yield DefenseSpec(
+        name="kd-swa",
+        summary="pgd that learns from a standard and a robust teacher too; meant to go with --modifier swa",
+        reference=Reference(
+            title="Robust Overfitting may be mitigated by properly learned smoothening",
+            url="https://openreview.net/forum?id=qZzy5urZw9",
+            venue="ICLR 2021",
+        ),
+        api_version=1,
+        target="timm_robust_plugins.kd_swa.kd_swa:KDSWA",
+        config="timm_robust_plugins.kd_swa.options:KdSwaOptions",
+        teachers={"natural_teacher": "standard", "robust_teacher": "pgd"},
+    )

@@ -1,0 +1,21 @@
+"""Registers temporal ensembling."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from timm_robust.plugin import DefenseSpec, Reference, hookimpl
+
+
+@hookimpl
+def timm_robust_defenses() -> Iterator[DefenseSpec]:
+    yield DefenseSpec(
+        name="te",
+        summary="PGD or TRADES training that late in the run holds predictions near each sample's averaged clean one",
+        reference=Reference(
+            title="Exploring Memorization in Adversarial Training", arxiv="2106.01606", venue="ICLR 2022"
+        ),
+        api_version=1,
+        target="timm_robust_plugins.te.te:TE",
+        config="timm_robust_plugins.te.options:TeOptions",
+    )

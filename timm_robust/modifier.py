@@ -1,0 +1,161 @@
+"""The contract of a modifier: what composes with any defense, around the weights and after the step.
+
+    with modifier.weights(loss):                     # may move the weights; restores them on the way out
+        output = defense.loss(batch, perturbed); backward
+    optimizer step
+    modifier.after_step()                            # averages
+    ... epoch ...
+    modifier.on_epoch_end(epoch)
+
+A defense knows nothing of modifiers. Weight perturbation is one, and so is the averaging of weights: a modifier may
+ship another network than the one that is trained, and then that one is checked, kept and measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+from timm.utils import ModelEmaV3
+from torch import Tensor
+
+from timm_robust.errors import UserError
+from timm_robust.models import PixelModel
+
+if TYPE_CHECKING:
+    from timm_robust.defense import Run
+    from timm_robust.plugin.options import Options
+
+
+class Modifier:
+    """Base class of modifiers; does nothing.
+
+    Args:
+        options: the modifier's own frozen options.
+    """
+
+    run: Run
+
+    def __init__(self, options: Options | None = None) -> None:
+        self.options = options
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.options})"
+
+    def ships(self, model: PixelModel) -> PixelModel | None:
+        """The network to check, keep and measure in place of the trained one; None where it is the trained one.
+
+        Called once, before `setup`, with the network on its device.
+        """
+        return None
+
+    def setup(self, run: Run) -> None:
+        """Called once, after the defense's `setup` and before the first epoch."""
+        self.run = run
+
+    def weights(self, loss: Callable[[], Tensor]) -> AbstractContextManager[None]:
+        """Holds around the update's loss and backward; the weights must be back as they were on the way out.
+
+        Args:
+            loss: the update's loss on this batch, with its graph; may be called, and changes nothing but BatchNorm's
+                statistics, for which see `timm_robust.attacks.frozen_statistics`.
+        """
+        return nullcontext()
+
+    def after_step(self) -> None:
+        """Called after each optimizer step."""
+
+    def on_epoch_start(self, epoch: int) -> None:
+        """Called before the first batch of `epoch` (from 0)."""
+
+    def on_epoch_end(self, epoch: int) -> None:
+        """Called after the last batch of `epoch` (from 0), before the check on the validation split."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that resuming needs, as tensors and plain values."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` gave."""
+
+
+class MovingAverage(Modifier):
+    """Ships the exponential moving average of the weights: the recipe's `ema`.
+
+    Args:
+        decay: share of the old average that each step keeps.
+    """
+
+    def __init__(self, decay: float) -> None:
+        super().__init__()
+        self.decay = decay
+
+    def ships(self, model: PixelModel) -> PixelModel:
+        self.average, self.steps = ModelEmaV3(model, decay=self.decay), 0
+        return self.average.module
+
+    def after_step(self) -> None:
+        self.steps += 1
+        self.average.update(self.run.bare, step=self.steps)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"weights": self.average.module.state_dict(), "steps": self.steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.average.module.load_state_dict(state["weights"])
+        self.steps = state["steps"]
+
+
+class Modifiers:
+    """All modifiers of a run, in the order in which they were asked for.
+
+    Args:
+        given: modifiers by name.
+        model: the trained network, on its device.
+
+    Attributes:
+        shipped: the network to check, keep and measure; `model` itself unless a modifier ships another.
+
+    Raises:
+        UserError: two of them ship a network.
+    """
+
+    def __init__(self, given: Mapping[str, Modifier], model: PixelModel) -> None:
+        self._given = dict(given)
+        self.shipped, owner = model, ""
+        for name, modifier in self._given.items():
+            if (other := modifier.ships(model)) is not None:
+                if owner:
+                    raise UserError(f"{owner!r} and {name!r} both average the weights: choose one of them")
+                self.shipped, owner = other, name
+
+    def setup(self, run: Run) -> None:
+        for modifier in self._given.values():
+            modifier.setup(run)
+
+    @contextmanager
+    def weights(self, loss: Callable[[], Tensor]) -> Iterator[None]:
+        with ExitStack() as stack:
+            for modifier in self._given.values():
+                stack.enter_context(modifier.weights(loss))
+            yield
+
+    def after_step(self) -> None:
+        for modifier in self._given.values():
+            modifier.after_step()
+
+    def on_epoch_start(self, epoch: int) -> None:
+        for modifier in self._given.values():
+            modifier.on_epoch_start(epoch)
+
+    def on_epoch_end(self, epoch: int) -> None:
+        for modifier in self._given.values():
+            modifier.on_epoch_end(epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: modifier.state_dict() for name, modifier in self._given.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, modifier in self._given.items():
+            modifier.load_state_dict(state[name])
