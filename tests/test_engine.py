@@ -58,8 +58,13 @@ class Killed(BaseException):
         {"recipe_args": {"optimizer": "adamw", "schedule": "cyclic", "clip_grad": 1.0, "check_attack": "pgd-1-1"}},
         {"method": "trades", "method_args": {"steps": 2}, "precision": "bf16", "image_size": 16},
         {"activation": "smoothrelu"},
+        {
+            "method": "atas",
+            "method_args": {"reset_epochs": 2},
+            "recipe_args": {"eps_warmup_epochs": 3, "check_attack": "pgd-1-1"},
+        },
     ],
-    ids=["onecycle", "ema-cosine-accumulate", "adamw-cyclic-clip", "trades-bf16", "smoothrelu"],
+    ids=["onecycle", "ema-cosine-accumulate", "adamw-cyclic-clip", "trades-bf16", "smoothrelu", "eps-warm-up"],
 )
 def test_resumed_run_ends_with_the_same_bits(train_small, monkeypatch, settings):
     whole = train_small(output="whole", epochs=3, **settings)
@@ -288,7 +293,8 @@ def test_mistakes_are_told_before_training(train_small, tmp_path, settings, mess
     train_small(epochs=1)
 
 
-def test_two_processes_agree(tmp_path):
+@pytest.mark.parametrize("modifiers", [{}, {"awp": {"start": 0.0}, "swa": {"start": 0.0}}], ids=["plain", "awp-swa"])
+def test_two_processes_agree(tmp_path, modifiers):
     """Data parallel training on two gloo processes: one set of weights, every image seen once per epoch."""
     script = tmp_path / "run.py"
     script.write_text(
@@ -303,7 +309,8 @@ def test_two_processes_agree(tmp_path):
         "def hold(self, job): init(self, job); kept.append(self)\n"
         "Engine.__init__ = hold\n"
         "timm_robust.train('resnet18', 'trades', model_kwargs={'layers': [1, 1, 1, 1], 'channels': [8, 8, 16, 16]},\n"
-        "    method_args={'steps': 1}, epochs=1, output=sys.argv[1], test_attacks=[], quiet=True, device='cpu',\n"
+        f"    modifiers={modifiers!r},\n"
+        "    method_args={'steps': 1}, epochs=2, output=sys.argv[1], test_attacks=[], quiet=True, device='cpu',\n"
         "    recipe_args={'check_attack': 'pgd-1-1'})\n"
         "e = kept[0]\n"
         "total = sum(p.double().sum().item() for p in e.bare.parameters())\n"
@@ -325,7 +332,7 @@ def test_two_processes_agree(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     (seen0, sum0, buffers0), (seen1, sum1, buffers1) = (torch.load(out / f"rank{r}.pt") for r in (0, 1))
     assert sum0 == sum1 and buffers0 == buffers1
-    assert set(seen0) | set(seen1) == set(range(1294)) and len(seen0) == len(seen1) == 647
+    assert set(seen0) | set(seen1) == set(range(1294)) and len(seen0) == len(seen1) == 2 * 647
     assert (out / "best/model.safetensors").is_file()
 
 

@@ -38,7 +38,7 @@ configs = [get_manager().load_config(name) for name in get_manager().defenses()]
     [
         "import timm_robust",
         "import timm_robust.recipe, timm_robust.threat",
-        "import timm_robust.comparison, timm_robust.cli",
+        "import timm_robust.comparison, timm_robust.report.page, timm_robust.cli",
         LISTING,
         OPTIONS,
     ],
