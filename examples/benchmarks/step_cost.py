@@ -1,11 +1,13 @@
 """What one adversarial training step costs beside its floor, side by side in one run.
 
     python examples/benchmarks/step_cost.py [--k 1 10] [--small] [--device cuda] [--precision bf16] [--json FILE]
+    python examples/benchmarks/step_cost.py --small --k 10 --methods trades sglr pgd+awp
 
 The floor of a k-step method: k x (forward + backward to the input) + (forward + full backward) + optimizer step, with
 weight gradients off while attacking and channels_last. Beside it: the engine's step (fgsm-rs, n-fgsm and atas for
-k = 1, else pgd), a plain torchattacks loop as people write it, and a loop that calls `.backward()` inside the attack.
-All take turns, so that a noisy machine disturbs all alike; the ratio is of medians.
+k = 1, else pgd; or any with --methods, what follows a plus being modifiers), a plain torchattacks loop as people write
+it, and a loop that calls `.backward()` inside the attack. All take turns, so that a noisy machine disturbs all alike;
+the ratio is of medians.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +30,11 @@ import torch.nn.functional as F
 import torchattacks
 
 from timm_robust.data import load_data
-from timm_robust.engine import Engine, Job
-from timm_robust.models import build_model
-from timm_robust.plugin import get_manager
-from timm_robust.plugin.options import parse_options
+from timm_robust.engine import Engine
+from timm_robust.job import Job
+from timm_robust.models import build_model, sibling
+from timm_robust.plugin import ModifierSpec, get_manager
+from timm_robust.plugin.options import describe, parse_options
 from timm_robust.presets import make_recipe
 from timm_robust.progress import Display
 from timm_robust.threat import make_threat
@@ -40,16 +44,19 @@ SMALL = {"layers": [1, 1, 1, 1], "channels": [16, 32, 64, 128]}
 
 
 ONE_STEP = ("fgsm-rs", "n-fgsm", "atas")
-"""Methods that are measured beside the floor for k = 1; beyond it is `pgd`."""
+"""Methods that are measured beside the floor for k = 1 by default; beyond it is `pgd`."""
 
 
-def make_engine(arguments: argparse.Namespace, method: str, k: int) -> Engine:
-    """A training run of a method on random images, ready to step."""
+def make_engine(arguments: argparse.Namespace, way: str, k: int) -> Engine:
+    """A training run of a method on random images, half way through and ready to step."""
+    method, *modifiers = way.split("+")
+    manager = get_manager()
     size, n = arguments.image_size, arguments.batch_size
     pixels, labels = torch.rand(4 * n, 3, size, size), torch.arange(4 * n) % 10
     bundle = load_data(((pixels, labels), (pixels[:20], labels[:20])), device=arguments.device)
-    given = {"attack_bn": "eval"} | ({"steps": k} if method == "pgd" else {})
-    options = parse_options(get_manager().load_config(method), given, owner=method)
+    known = {option.name for option in describe(manager.load_config(method))}
+    given = {name: value for name, value in (("attack_bn", "eval"), ("steps", k)) if name in known and k > 1}
+    options = parse_options(manager.load_config(method), given or {"attack_bn": "eval"}, owner=method)
     kwargs = SMALL if arguments.small else {}
     network = build_model(
         arguments.model, num_classes=10, image_size=size, model_kwargs=kwargs, data_mean=[0.5] * 3, data_std=[0.25] * 3
@@ -57,7 +64,14 @@ def make_engine(arguments: argparse.Namespace, method: str, k: int) -> Engine:
     recipe = make_recipe("default", {}, {"batch_size": n})
     job = Job(
         model=network,
-        defense=get_manager().load_target(method)(options),
+        defense=manager.load_target(method)(options),
+        modifiers={
+            name: manager.load_target(name, ModifierSpec)(manager.load_config(name, ModifierSpec)())
+            for name in modifiers
+        },
+        teachers={
+            option: sibling(network).requires_grad_(False).eval() for option in manager.defense(method).spec.teachers
+        },
         data=bundle,
         recipe=recipe,
         threat=make_threat(image_size=size),
@@ -69,8 +83,11 @@ def make_engine(arguments: argparse.Namespace, method: str, k: int) -> Engine:
     )
     engine = Engine(job)
     engine.defense.setup(engine.run)
-    engine.defense.on_epoch_start(recipe.epochs // 2)
-    engine.bare.train()
+    engine.modifiers.setup(engine.run)
+    for part in (engine.defense, engine.modifiers):
+        part.on_epoch_start(recipe.epochs // 2)
+    for trained in engine._trained():
+        trained.train()
     return engine
 
 
@@ -80,9 +97,10 @@ def step_of(engine: Engine) -> Callable[[], None]:
 
     def step() -> None:
         perturbed = engine.defense.perturb(batch)
-        with engine.accelerator.autocast():
-            output = engine.defense.loss(batch, perturbed)
-        engine.accelerator.backward(output["loss"])
+        with engine.modifiers.weights(partial(engine._loss, batch, perturbed)):
+            with engine.accelerator.autocast():
+                output = engine.defense.loss(batch, perturbed)
+            engine.accelerator.backward(output["loss"])
         engine._update(0.0)
         engine.defense.commit(batch, perturbed, output)
 
@@ -91,7 +109,7 @@ def step_of(engine: Engine) -> Callable[[], None]:
 
 def steps(arguments: argparse.Namespace, k: int) -> dict[str, Callable[[], None]]:
     """The ways of one step, by name; all but the methods' own train the same network on the same batch."""
-    methods = ONE_STEP if k == 1 else ("pgd",)
+    methods = arguments.methods or (ONE_STEP if k == 1 else ("pgd",))
     engines = {method: make_engine(arguments, method, k) for method in methods}
     engine = engines[methods[0]]
     batch = next(engine.loader.epoch(0))
@@ -166,6 +184,7 @@ def measure(ways: dict[str, Callable[[], None]], repeats: int, device: str) -> d
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--k", type=int, nargs="+", default=[1, 10])
+    parser.add_argument("--methods", nargs="+", help="METHOD or METHOD+MODIFIER, in place of the default ones")
     parser.add_argument("--model", default="resnet18")
     parser.add_argument("--small", action="store_true", help="layers [1,1,1,1], channels [16,32,64,128]")
     parser.add_argument("--image-size", type=int, default=32)

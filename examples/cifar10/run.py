@@ -47,6 +47,23 @@ RECIPES: dict[str, dict[str, Any]] = {
     "zerograd": {"model": PREACT, "recipe": "n-fgsm"},
     "multigrad": {"model": PREACT, "recipe": "n-fgsm"},
     "moat": {"model": PREACT, "recipe": "n-fgsm"},
+    "rice": {"model": PREACT, "method": "pgd", "recipe": "rice"},
+    "bag-of-tricks": {"model": RESNET, "method": "pgd", "recipe": "bag-of-tricks"},
+    "sglr": {"model": RESNET, "recipe": "sglr"},
+    "te": {"model": RESNET, "recipe": "te"},
+    "mart": {"model": RESNET, "recipe": "mart"},
+    "hat": {"model": RESNET, "recipe": "hat"},
+    "lbgat": {"model": RESNET, "recipe": "lbgat"},
+    "kd-swa": {"model": RESNET, "recipe": "kd-swa", "modifiers": ["swa"]},
+    "pgd-awp": {
+        "model": PREACT,
+        "method": "pgd",
+        "recipe": "awp",
+        "modifiers": {"awp": {"gamma": 0.01, "start": 0.0}},
+    },
+    "trades-awp": {"model": RESNET, "method": "trades", "recipe": "trades-awp", "modifiers": ["awp"]},
+    "idbh": {"model": PREACT, "method": "pgd", "recipe": "idbh"},
+    "strong": {"model": RESNET, "method": "trades", "recipe": "strong", "modifiers": ["awp"], "activation": "silu"},
 }
 """Arguments of `train`; the method is the recipe's name and the recipe `default` where none is given."""
 
@@ -74,6 +91,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--resume", action="store_true", help="continue a killed run in --output")
     parser.add_argument("--limit", type=int, metavar="N", help="measure the first N test images only")
+    parser.add_argument("--last", action="store_true", help="measure the last epoch's weights too, as NAME-last")
     parser.add_argument("--record", metavar="NAME", help="name of the record; by default cifar10-MODEL-RECIPE")
     arguments = parser.parse_args()
 
@@ -96,24 +114,24 @@ def main() -> None:
         output=output,
         test_attacks=[],  # all of it below, at once
     )
-    record = output / "record.json"
-    measured = timm_robust.evaluate(
-        output,
-        arguments.data,
-        **fetched,
-        attacks=["pgd-10-1", "pgd-50-10", "autoattack"],
-        n_examples=arguments.limit,
-        json=record,
-    )
     print(result)
-    print(measured)
-    if arguments.limit and not arguments.record:
-        print(f"no record written, since --limit is given; all numbers: {record}")
-        return
-    collected = collector().collect(output, name, [record])
-    target = RESULTS / f"{name}.json"
-    target.write_text(json.dumps(collected, indent=1) + "\n")
-    print(f"record: {target}; python examples/results/tables.py fills it into the pages")
+    for checkpoint, title in ((output, name), (output / "last", f"{name}-last"))[: 1 + arguments.last]:
+        record = output / f"{title}.json"
+        measured = timm_robust.evaluate(
+            checkpoint,
+            arguments.data,
+            **fetched,
+            attacks=["pgd-10-1", "pgd-50-10", "autoattack"],
+            n_examples=arguments.limit,
+            json=record,
+        )
+        print(measured)
+        if arguments.limit and not arguments.record:
+            print(f"no record written, since --limit is given; all numbers: {record}")
+            continue
+        target = RESULTS / f"{title}.json"
+        target.write_text(json.dumps(collector().collect(output, title, [record]), indent=1) + "\n")
+        print(f"record: {target}; python examples/results/tables.py fills it into the pages")
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ def collect(run: Path, name: str, extra: list[Path], note: str = "") -> dict[str
         "command": command(asked, data),
         "date": datetime.date.today().isoformat(),
         "method": manifest["method"],
+        "modifiers": manifest.get("modifiers", {}),
         "model": manifest["model"]["architecture"],
         "model_kwargs": manifest["model"]["model_kwargs"],
         "activation": manifest["model"]["activation"],
@@ -58,6 +59,8 @@ def command(asked: dict[str, Any], data: str) -> str:
         if asked[key]:
             values = (f"{name}={str(value).replace(' ', '')}" for name, value in asked[key].items())
             parts.append(f"{option} {' '.join(values)}")
+    for name, values in (asked.get("modifiers") or {}).items():
+        parts.append(" ".join([f"--modifier {name}", *(f"-o {name}.{key}={value}" for key, value in values.items())]))
     parts.append(f"--data {data if data == asked['data'] else 'DEST'}")
     for key in ("eps", "epochs", "batch_size", "lr", "activation", "recipe"):
         if asked[key] is not None:

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from timm_robust.plugin import get_manager
+from timm_robust.plugin import DefenseSpec, ModifierSpec, get_manager
 from timm_robust.plugin.options import describe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,9 +39,11 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-def options(method: str) -> str:
-    """The options of a method."""
-    found = describe(get_manager().load_config(method))
+def options(name: str) -> str:
+    """The options of a method or modifier."""
+    manager = get_manager()
+    kind = ModifierSpec if name in manager.modifiers() else DefenseSpec
+    found = describe(manager.load_config(name, kind))
     if not found:
         return "None."
     rows = [[f"`{o.name}`", f"`{o.default}`", o.unit or "-", o.range or o.type, o.help, o.source or "-"] for o in found]
@@ -59,18 +61,19 @@ def attack(record: dict[str, Any], name: str) -> str:
 
 def network(record: dict[str, Any]) -> str:
     parts = [record["model"] + (" (small)" if record["model_kwargs"] else ""), record["activation"]]
+    parts += record.get("modifiers", {})
     return ", ".join(part for part in parts if part)
 
 
 def evidence(method: str) -> str:
-    """Our own numbers of a method, with the command of each."""
-    parts = [part for part in (trained(method), collapse(method)) if part]
+    """Our own numbers of a method or modifier, with the command of each."""
+    parts = [part for part in (trained(method), collapse(method), overfitting(method), cost(method)) if part]
     return "\n\n".join(parts) or "Not measured."
 
 
 def trained(method: str) -> str:
     """What finished runs reached."""
-    found = [record for record in records() if record.get("method") == method]
+    found = [r for r in records() if r.get("method") == method or method in r.get("modifiers", {})]
     if not found:
         return ""
     rows = [
@@ -117,6 +120,39 @@ def collapse(method: str) -> str:
     )
     pictures = "\n".join(f"![robust accuracy by epoch at {r['eps']}]({RESULTS}/{r['name']}.svg)" for r in found)
     return f"{where}\n\n{table(header, rows)}\n\n{pictures}"
+
+
+def overfitting(method: str) -> str:
+    """Best and last weights of examples/cifar10/overfitting.py, where robust overfitting would show."""
+    found = [r for r in records() if r["name"] == "overfitting" and method in r["methods"]]
+    if not found:
+        return ""
+    (r,) = found
+    rows = []
+    for run in r["methods"][method]:
+        best, last = (percent(run["test"][which]["pgd-10-1"]) for which in ("best", "last"))
+        rows.append([str(run["seed"]), f"{run['best_epoch']} of {r['epochs']}", best, last, f"{100 * run['gap']:.1f}"])
+    where = (
+        f"Where robust overfitting would show: the small network on {r['training_images']} CIFAR-10 images at "
+        f"{r['eps']}; PGD-10 on {r['test_images']} test images; {r['hardware']}, {r['date']} "
+        "(`examples/cifar10/overfitting.py`):"
+    )
+    header = ["seed", "best epoch", "best weights", "last weights", "gap, points"]
+    return f"{where}\n\n{table(header, rows)}\n\n![robust accuracy by epoch]({RESULTS}/{r['name']}.svg)"
+
+
+def cost(name: str) -> str:
+    """What a training step costs beside the floor of as many attack steps, alone or with a modifier."""
+    told = [
+        f"{seconds / ways['floor']:.2f} times the floor of {k} attack step{'s' * (k != '1')} "
+        f"({way.removeprefix('timm-robust ').replace('+', ' with ')}, `{r['name']}`)"
+        for r in records()
+        if r["name"].startswith("step-cost")
+        for k, ways in r["k"].items()
+        for way, seconds in ways.items()
+        if way.startswith("timm-robust") and name in way.removeprefix("timm-robust ").split("+")
+    ]
+    return f"A training step costs {'; '.join(told)}." if told else ""
 
 
 def methods() -> str:
