@@ -6,13 +6,13 @@ Torch-free at import; the checks that need nothing heavy come before anything he
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from timm_robust.errors import UserError, unknown
-from timm_robust.manifest import MANIFEST, RunFolder, config_hash, is_first_process
+from timm_robust.manifest import RunFolder, config_hash
 from timm_robust.plugin import ModifierSpec, get_manager
 from timm_robust.plugin.options import parse_options, to_dict
 from timm_robust.presets import default_preset, make_recipe
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from timm_robust.evaluation import Evaluation
     from timm_robust.job import Job
     from timm_robust.plugin.options import Options
-    from timm_robust.plugin.spec import DefenseSpec
 
 TEST_ATTACKS = ("clean", "pgd-10-1", "autoattack")
 """What the end of a training run measures on the test split."""
@@ -146,6 +145,7 @@ def train(
     from timm_robust.evaluation import parse_measure
     from timm_robust.job import Job
     from timm_robust.models import build_model
+    from timm_robust.teachers import trained_teachers
 
     if precision not in PRECISIONS:
         raise unknown("precision", precision, PRECISIONS)
@@ -239,7 +239,7 @@ def train(
     )
     try:
         job.require_fit()
-        job.teachers = _teachers(provided.spec, options, asked, job)
+        job.teachers = trained_teachers(provided.spec, options, job, partial(train, **asked))
         engine = Engine(job)
         for line in _introduction(job, preset, swap, engine.device):
             engine.display.say(line)
@@ -268,13 +268,14 @@ def _introduction(job: Job, preset: str, swap: str | None, device: Any) -> list[
     from timm_robust.models import count_parameters
 
     record, data, recipe, card = job.model.record, job.data, job.recipe, job.card
+    method = " with ".join(filter(None, (card["method"], ", ".join(card["modifiers"]))))
     extra = f" + {len(e.split)} extra images ({100 * e.share:.3g} % of each batch)" if (e := data.extra) else ""
     return [
         f"{record.architecture or record.module_class}, {count_parameters(job.model) / 1e6:.1f} M parameters"
         + (f", activations {swap}" if swap and swap != "none" else "")
         + f", on {data.name}: {len(data.train)} training{extra}, {len(data.val)} validation, "
         f"{len(data.test)} test images of {data.image_size} pixels, {data.num_classes} classes",
-        f"method {' with '.join((card['method'], *card['modifiers']))}, threat {job.threat}, recipe {preset} "
+        f"method {method}, threat {job.threat}, recipe {preset} "
         f"({recipe.epochs} epochs, batch {recipe.batch_size}, {recipe.schedule} {recipe.lr:g}), "
         f"{job.precision} on {device}, seed {job.seed}, output {job.output}",
         *([describe_noise(data, recipe.label_noise)] if recipe.label_noise else []),
@@ -309,42 +310,6 @@ def _parse_modifiers(given: str | Sequence[str] | Mapping[str, Mapping[str, Any]
         name: parse_options(manager.load_config(name, ModifierSpec), dict(values or {}), owner=f"modifier {name!r}")
         for name, values in named.items()
     }
-
-
-def _teachers(spec: DefenseSpec, options: Options, asked: Mapping[str, Any], job: Job) -> dict[str, nn.Module]:
-    """The networks that the method learns from; each that the user names none for is trained first."""
-    from accelerate import PartialState
-
-    from timm_robust.checkpoint import load, read_card
-
-    found: dict[str, nn.Module] = {}
-    for option, method in spec.teachers.items():
-        own = None if job.model.record.architecture else copy.deepcopy(job.model.model)
-        folder = getattr(options, option)
-        if folder is None:
-            folder = job.output / option
-            if is_first_process():
-                job.display.say(
-                    f"method {spec.name} learns from a teacher: training it with method {method} first "
-                    f"(-o {option}=FOLDER takes one that is there)"
-                )
-            plain = {"method": method, "method_args": None, "modifiers": (), "test_attacks": ()}
-            train(
-                **{**asked, **plain, "model": asked["model"] if own is None else own},
-                output=folder,
-                resume=(folder / MANIFEST).is_file(),
-                workers=job.workers,
-                quiet=job.display.quiet,
-            )
-            PartialState().wait_for_everyone()  # the first process writes
-        model = read_card(folder)["model"]
-        for what, value in (("classes", job.data.num_classes), ("pixels", job.data.image_size)):
-            has = model["num_classes" if what == "classes" else "image_size"]
-            if has != value:
-                raise UserError(f"teacher {str(folder)!r} was trained on {has} {what}, this run has {value}")
-        teacher = load(folder, model=None if model["architecture"] else own)
-        found[option] = teacher.requires_grad_(False)
-    return found
 
 
 def _final(
