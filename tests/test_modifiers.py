@@ -302,15 +302,20 @@ TOGETHER = {
 }
 
 
+PASSES: dict[str, float] = {}
+"""Of each method alone, measured once."""
+
+
 @pytest.mark.parametrize("together", TOGETHER)
 @pytest.mark.parametrize("method", sorted(get_manager().defenses()))
 def test_everything_composes(train_small, method, together):
     """Every registered method, for real: weight perturbation, averages, smooth activations, label smoothing."""
+    check = {"check_attack": "pgd-1-1"}
+    if method not in PASSES:
+        PASSES[method] = train_small(method, "alone", epochs=1, recipe_args=check).history[0]["passes"]
     settings = copy.deepcopy(TOGETHER[together])
-    settings["recipe_args"] = {"check_attack": "pgd-1-1", **settings.get("recipe_args", {})}
+    settings["recipe_args"] = {**check, **settings.get("recipe_args", {})}
     result = train_small(method, epochs=1, **settings)
     assert all(value.isfinite().all() for value in weights(result.output).values())
     # AWP's climb is a pass of its own in every update
-    alone = train_small(method, "alone", epochs=1, recipe_args={"check_attack": "pgd-1-1"})
-    extra = result.history[0]["passes"] - alone.history[0]["passes"]
-    assert extra >= 0.99, f"passes {alone.history[0]['passes']} became {result.history[0]['passes']}"
+    assert result.history[0]["passes"] >= PASSES[method] + 0.99
