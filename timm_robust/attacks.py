@@ -126,6 +126,18 @@ class AttackView(nn.Module):
         return logits if self.gradient_scale == 1.0 else _ScaleGradient.apply(logits, self.gradient_scale)
 
 
+def signed_step(adversarial: Tensor, gradient: Tensor, images: Tensor, *, alpha: float | Tensor, eps: float) -> Tensor:
+    """A step along the gradient's sign, back into the Linf ball around the images and into [0, 1]; for attacks to use.
+
+    Args:
+        adversarial, gradient, images: [N, C, H, W].
+        alpha: length of the step, one for all or [N, 1, 1, 1].
+        eps: radius.
+    """
+    moved = adversarial.detach() + alpha * gradient.sign()
+    return (images + (moved - images).clamp(-eps, eps)).clamp(0, 1)
+
+
 class WorstCaseAPGD(torchattacks.APGD):
     """APGD that returns the image of highest loss for every sample.
 

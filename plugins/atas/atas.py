@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torchattacks.attack import Attack
 
+from timm_robust.attacks import signed_step
 from timm_robust.data.batch import Batch
 from timm_robust.defense import Defense, Perturbed, Run, StepOutput
 from timm_robust.errors import UserError
@@ -76,8 +77,7 @@ class CarriedStep(Attack):
         else:
             self.step = torch.full_like(average, self.eps)
         self.average = average
-        adversarial = start.detach() + self.step.view(-1, 1, 1, 1) * gradient.sign()
-        return (images + (adversarial - images).clamp(-self.eps, self.eps)).clamp(0, 1)
+        return signed_step(start, gradient, images, alpha=self.step.view(-1, 1, 1, 1), eps=self.eps)
 
 
 class ATAS(Defense):

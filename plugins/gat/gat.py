@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchattacks.attack import Attack
 
+from timm_robust.attacks import signed_step
 from timm_robust.data.batch import Batch
 from timm_robust.defense import Defense, Perturbed, StepOutput
 
@@ -60,8 +61,7 @@ class GuidedStep(Attack):
                 clean = self.get_logits(images)
             loss = loss + weight * self.distance(clean, logits)
         (gradient,) = torch.autograd.grad(loss, start)
-        adversarial = start.detach() + self.alpha * gradient.sign()
-        return (images + (adversarial - images).clamp(-self.eps, self.eps)).clamp(0, 1)
+        return signed_step(start, gradient, images, alpha=self.alpha, eps=self.eps)
 
 
 class Guided(Defense):

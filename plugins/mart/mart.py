@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchattacks.attack import Attack
 
+from timm_robust.attacks import signed_step
 from timm_robust.data.batch import Batch
 from timm_robust.defense import Defense, Perturbed, StepOutput
 
@@ -59,8 +60,7 @@ class GaussianStartPGD(Attack):
             adversarial.requires_grad_(True)
             loss = F.cross_entropy(self.get_logits(adversarial), labels)
             (gradient,) = torch.autograd.grad(loss, adversarial)
-            adversarial = adversarial.detach() + self.alpha * gradient.sign()
-            adversarial = (images + (adversarial - images).clamp(-self.eps, self.eps)).clamp(0, 1)
+            adversarial = signed_step(adversarial, gradient, images, alpha=self.alpha, eps=self.eps)
         return adversarial
 
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchattacks.attack import Attack
 
+from timm_robust.attacks import signed_step
 from timm_robust.errors import UserError
 from timm_robust.recipe import share_pairs
 
@@ -67,7 +68,6 @@ class EarlyStoppedPGD(Attack):
             logits = self.get_logits(points)
             left = left - (logits.argmax(1) != labels).long()
             (gradient,) = torch.autograd.grad(F.cross_entropy(logits, labels), points)
-            stepped = points.detach() + self.alpha * gradient.sign()
-            stepped = (images + (stepped - images).clamp(-self.eps, self.eps)).clamp(0, 1)
+            stepped = signed_step(points, gradient, images, alpha=self.alpha, eps=self.eps)
             adversarial = torch.where((left > 0).view(-1, 1, 1, 1), stepped, adversarial)
         return adversarial

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchattacks.attack import Attack
 
+from timm_robust.attacks import signed_step
 from timm_robust.data.batch import Batch
 from timm_robust.defense import Defense, Perturbed, StepOutput
 
@@ -98,8 +99,7 @@ class LinearityStep(Attack):
         residual = linearity_residual(clean_losses.detach(), losses, slopes, per_sample=self.per_sample)
         objective = margin(logits, labels) if self.attack_loss == "margin" else losses.mean()
         (ascent,) = torch.autograd.grad(objective + self.weight * residual, start)
-        adversarial = start.detach() + self.alpha * ascent.sign()
-        return (images + (adversarial - images).clamp(-self.eps, self.eps)).clamp(0, 1)
+        return signed_step(start, ascent, images, alpha=self.alpha, eps=self.eps)
 
 
 def slope(perturbation: Tensor, gradient: Tensor) -> Tensor:

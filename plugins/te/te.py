@@ -16,7 +16,7 @@ from timm_robust_plugins.trades.trades import TRADES, trades_loss
 from torch import Tensor
 from torchattacks.attack import Attack
 
-from timm_robust.attacks import crafting
+from timm_robust.attacks import crafting, signed_step
 from timm_robust.data.batch import Batch
 from timm_robust.defense import Defense, Perturbed, Run, StepOutput
 from timm_robust.errors import UserError
@@ -111,8 +111,7 @@ class EnsemblePGD(Attack):
             else:
                 objective = trades_loss(objective, clean_logits, logits, beta=self.beta)
             (gradient,) = torch.autograd.grad(objective, adversarial)
-            adversarial = adversarial.detach() + self.alpha * gradient.sign()
-            adversarial = (images + (adversarial - images).clamp(-self.eps, self.eps)).clamp(0, 1)
+            adversarial = signed_step(adversarial, gradient, images, alpha=self.alpha, eps=self.eps)
         return adversarial
 
 

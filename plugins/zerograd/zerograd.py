@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torchattacks.attack import Attack
 
+from timm_robust.attacks import signed_step
 from timm_robust.data.batch import Batch
 from timm_robust.defense import Defense, Perturbed
 
@@ -49,8 +50,7 @@ class ZeroGradFGSM(Attack):
         start = start.clamp(0, 1).requires_grad_(True)
         loss = torch.nn.functional.cross_entropy(self.get_logits(start), labels)
         (gradient,) = torch.autograd.grad(loss, start)
-        adversarial = start.detach() + self.alpha * without_smallest(gradient, self.quantile).sign()
-        return (images + (adversarial - images).clamp(-self.eps, self.eps)).clamp(0, 1)
+        return signed_step(start, without_smallest(gradient, self.quantile), images, alpha=self.alpha, eps=self.eps)
 
 
 class ZeroGrad(Defense):
