@@ -65,6 +65,27 @@ def test_learns_in_every_precision(train_small, precision):
     assert result.evaluation.attacks["pgd-10-1"]["robust_accuracy"] > 0.3
 
 
+@pytest.mark.parametrize("precision", list(DTYPES))
+@pytest.mark.parametrize("method", ["pgd", "sglr", "te", "mart", "lbgat"])
+def test_composes_in_every_precision(train_small, precision, method):
+    result = train_small(
+        method,
+        precision=precision,
+        modifiers={"awp": {"start": 0.0}, "swa": {"start": 0.0}},
+        activation="silu",
+        recipe_args={"augment": "idbh-weak", "label_smoothing": 0.1, "diagnose": 50, "check_attack": "pgd-1-1"},
+    )
+    assert all(math.isfinite(row["train_loss"]) for row in result.history)
+    weights = result.model.state_dict().values()
+    assert all(w.isfinite().all() for w in weights if w.is_floating_point())
+
+
+@pytest.mark.parametrize("method", ["pgd", "te"])
+def test_weight_perturbation_is_compiled_too(train_small, method):
+    result = train_small(method, compile=True, modifiers={"awp": {"start": 0.0}}, recipe_args={"ema": 0.9})
+    assert all(math.isfinite(row["train_loss"]) for row in result.history)
+
+
 def test_resumes(train_small, monkeypatch):
     """The scaler of fp16, the averaged weights and the optimizer's state come back to the device."""
     settings = {"epochs": 2, "precision": "fp16", "recipe_args": {"ema": 0.9, "check_attack": "pgd-1-1"}}
