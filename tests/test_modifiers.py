@@ -298,7 +298,16 @@ def test_a_strangers_modifier_is_called_around_every_update(train_small):
 
 TOGETHER = {
     "awp-swa-silu": {"modifiers": {"awp": {"start": 0.0}, "swa": {"start": 0.0}}, "activation": "silu"},
-    "awp-ema-smoothing": {"modifiers": {"awp": {"start": 0.0}}, "recipe_args": {"ema": 0.9, "label_smoothing": 0.1}},
+    "awp-ema-smoothing-cutout": {
+        "modifiers": {"awp": {"start": 0.0}},
+        "recipe_args": {"ema": 0.9, "label_smoothing": 0.1, "augment": "cutout"},
+    },
+    "awp-idbh-extra": {
+        "modifiers": {"awp": {"start": 0.0}},
+        "recipe_args": {"augment": "idbh-weak"},
+        "extra_data": (torch.rand(60, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(60) % 10),
+        "extra_share": 0.3,
+    },
 }
 
 
@@ -309,12 +318,16 @@ PASSES: dict[str, float] = {}
 @pytest.mark.parametrize("together", TOGETHER)
 @pytest.mark.parametrize("method", sorted(get_manager().defenses()))
 def test_everything_composes(train_small, method, together):
-    """Every registered method, for real: weight perturbation, averages, smooth activations, label smoothing."""
+    """Every registered method, for real: weights perturbed and averaged, smooth activations, labels, other images."""
     check = {"check_attack": "pgd-1-1"}
     if method not in PASSES:
         PASSES[method] = train_small(method, "alone", epochs=1, recipe_args=check).history[0]["passes"]
     settings = copy.deepcopy(TOGETHER[together])
     settings["recipe_args"] = {**check, **settings.get("recipe_args", {})}
+    if (method, together) == ("atas", "awp-idbh-extra"):
+        with pytest.raises(UserError, match="idbh"):  # its perturbations cannot follow what IDBH does
+            train_small(method, epochs=1, **settings)
+        return
     result = train_small(method, epochs=1, **settings)
     assert all(value.isfinite().all() for value in weights(result.output).values())
     # AWP's climb is a pass of its own in every update
