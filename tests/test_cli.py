@@ -108,7 +108,9 @@ def test_a_folder_that_cannot_be_made(tmp_path):
     assert done.returncode == 2 and "cannot make the folder file/run" in done.stderr
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["evaluate"], ["methods"], ["plugins"], ["recipes"], ["models"]])
+@pytest.mark.parametrize(
+    "command", [[], ["train"], ["evaluate"], ["distill"], ["methods"], ["plugins"], ["recipes"], ["models"]]
+)
 def test_help(command):
     done = run(*command, "--help")
     assert done.returncode == 0 and "Usage" in done.stdout
@@ -119,6 +121,8 @@ def test_help(command):
     [
         ["methods"],
         ["methods", "sat"],
+        ["distillers"],
+        ["distillers", "rded"],
         ["plugins"],
         ["recipes"],
         ["recipes", "rice"],

@@ -28,8 +28,10 @@ if not names >= {"pgd", "sat", "cifar-nets"}:
 """
 
 OPTIONS = """
-from timm_robust.plugin import get_manager
+from timm_robust.plugin import DistillerSpec, ModifierSpec, get_manager
 configs = [get_manager().load_config(name) for name in get_manager().defenses()]
+kinds = (ModifierSpec, get_manager().modifiers()), (DistillerSpec, get_manager().distillers())
+configs += [get_manager().load_config(name, kind) for kind, names in kinds for name in names]
 """
 
 
@@ -38,7 +40,7 @@ configs = [get_manager().load_config(name) for name in get_manager().defenses()]
     [
         "import timm_robust",
         "import timm_robust.recipe, timm_robust.threat",
-        "import timm_robust.comparison, timm_robust.report.page, timm_robust.cli",
+        "import timm_robust.comparison, timm_robust.distillation, timm_robust.report.page, timm_robust.cli",
         LISTING,
         OPTIONS,
     ],

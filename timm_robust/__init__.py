@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from timm_robust.api import train as train
     from timm_robust.checkpoint import load as load
     from timm_robust.comparison import compare as compare
+    from timm_robust.distillation import DistillResult as DistillResult
+    from timm_robust.distillation import distill as distill
     from timm_robust.errors import RunFailed as RunFailed
     from timm_robust.errors import UserError as UserError
     from timm_robust.report.page import make_report as make_report
@@ -26,10 +28,12 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "DistillResult": "timm_robust.distillation",
     "TrainResult": "timm_robust.result",
     "RunFailed": "timm_robust.errors",
     "UserError": "timm_robust.errors",
     "compare": "timm_robust.comparison",
+    "distill": "timm_robust.distillation",
     "evaluate": "timm_robust.api",
     "list_methods": "timm_robust.api",
     "load": "timm_robust.checkpoint",
@@ -39,11 +43,13 @@ _HOMES = {
 }
 
 __all__ = [
+    "DistillResult",
     "RunFailed",
     "TrainResult",
     "UserError",
     "__version__",
     "compare",
+    "distill",
     "evaluate",
     "list_methods",
     "load",

@@ -1,5 +1,6 @@
 """The contract of a defense: perturb, loss, commit.
 
+    batch = defense.augment(batch)                # usually nothing: the recipe's augmentation is done
     perturbed = defense.perturb(batch)            # adversarial images; no weight gradients; writes nothing
     output = defense.loss(batch, perturbed)       # "loss" and "logits"; writes nothing; may be called twice
     ... backward, optimizer step ...
@@ -67,7 +68,11 @@ class Run:
         output: the run's folder.
         teachers: frozen networks by the option that names them, in eval mode, images in [0, 1] -> logits.
         companion: what `Defense.companion` made, wrapped for several processes where there are some.
+        distilled: the manifest of distilled training data; empty elsewhere.
         batches: the current epoch's training batches once more, for statistics.
+        unaugmented: all training images in their order, without augmentation, in batches; at any time.
+        save: writes the weights as they are into a folder of the run's, as a checkpoint: `save("steps/10", step=10)`;
+            further arguments go into its model.json.
         say: prints one lasting line for the user, on the first process only.
     """
 
@@ -88,7 +93,10 @@ class Run:
     in_chans: int = 3
     teachers: Mapping[str, nn.Module] = field(default_factory=dict)
     companion: nn.Module | None = None
+    distilled: Mapping[str, Any] = field(default_factory=dict)
     batches: Callable[[], Iterable[Batch]] = field(default=lambda: ())
+    unaugmented: Callable[[], Iterable[Batch]] = field(default=lambda: ())
+    save: Callable[..., None] = field(default=lambda folder, **about: None)
     say: Callable[[str], None] = field(default=lambda _: None)
 
 
@@ -136,6 +144,10 @@ class Defense:
     def setup(self, run: Run) -> None:
         """Called once, after the model is built and before the first epoch: keep `run`, make sample tables."""
         self.run = run
+
+    def augment(self, batch: Batch) -> Batch:
+        """The batch as the method wants it: an augmentation of its own, such as mixing images. Once per batch."""
+        return batch
 
     def perturb(self, batch: Batch) -> Perturbed:
         """Adversarial images for a batch: PGD with the options `steps`, `step_ratio`, `random_start`, `attack_bn`."""

@@ -1,7 +1,7 @@
 """The one training loop.
 
     for epoch:
-        for batch:                                       Batch(images, targets, index, view)
+        for batch:                                       Batch(images, targets, index, view), defense.augment(...)
             perturbed = defense.perturb(batch)           bare module; no weight gradients
             with modifiers.weights(...):                 may move the weights, and puts them back
                 output = defense.loss(batch, perturbed)  wrapped module, under autocast
@@ -45,7 +45,7 @@ from timm_robust.overfitting import Collapsed, Watch
 from timm_robust.passes import PassCounter
 from timm_robust.progress import Display
 from timm_robust.result import was_stopped
-from timm_robust.snapshots import end_early, keep, restore
+from timm_robust.snapshots import end_early, keep, restore, save_aside
 from timm_robust.warmup import warm_up_eps
 
 
@@ -111,7 +111,10 @@ class Engine:
             in_chans=job.data.in_chans,
             teachers={name: teacher.to(self.device) for name, teacher in job.teachers.items()},
             companion=self.companion,
+            distilled=job.data.distilled.record if job.data.distilled else {},
             batches=lambda: self.loader.epoch(self.epoch),
+            unaugmented=partial(make_eval_loader, job.data.train, batch_size=250, device=self.device),
+            save=partial(save_aside, self),
             say=self.display.say,
         )
 
@@ -193,7 +196,7 @@ class Engine:
                 if device.type == "cpu" or step % 50 == 49 or step + 1 == self.steps:
                     require_finite_loss(self, totals["loss"].item(), step)
                 if self.watch.due(step + 1, self.counter.passes):
-                    self._look(step + 1)
+                    self.display.status = self.watch.look(self.epoch, step + 1)
                 if self.display.due():
                     status = f"loss {totals['loss'].item() / seen:.3f}  {self.display.status}"
                     self.display.advance(step + 1, status=status)
@@ -228,7 +231,7 @@ class Engine:
 
     def _batches(self) -> Iterator[Batch]:
         """The epoch's batches, each as often in a row as the method replays it."""
-        for batch in self.loader.epoch(self.epoch):
+        for batch in map(self.defense.augment, self.loader.epoch(self.epoch)):
             for _ in range(self.defense.replays):
                 yield batch
 
@@ -247,13 +250,14 @@ class Engine:
         started = time.perf_counter()
         job, recipe = self.job, self.job.recipe
         n = len(self._checked())
-        done: dict[str, float] = {}
-        for key, name in (("val_clean", "clean"), ("val_robust", recipe.check_attack)):
+        found: dict[str, float] = {}
+        for name in dict.fromkeys(("clean", recipe.check_attack)):  # once, where the check is of clean images
             batches = make_eval_loader(
                 job.data.val, batch_size=max(recipe.batch_size, 250), device=self.device, n_examples=n
             )
             with self.counter.apart():
-                done[key] = accuracy(verdicts(parse_measure(name), self.checker, batches, seed=job.seed))
+                found[name] = accuracy(verdicts(parse_measure(name), self.checker, batches, seed=job.seed))
+        done = {"val_clean": found["clean"], "val_robust": found[recipe.check_attack]}
         self.display.status = f"validation: clean {done['val_clean']:.1%} robust {done['val_robust']:.1%}"
         return {**done, "check_seconds": round(time.perf_counter() - started, 2)}
 
@@ -281,10 +285,6 @@ class Engine:
         if self.main:
             keep(self, row, rows)
         self._report(row)
-
-    def _look(self, step: int) -> None:
-        """Looks for catastrophic overfitting in the middle of an epoch."""
-        self.display.status = self.watch.look(self.epoch, step)
 
     def _go_back(self) -> list[dict[str, Any]]:
         """Back to the last sound epoch, to go on with other draws or with a stronger attack."""

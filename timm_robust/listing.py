@@ -1,4 +1,4 @@
-"""What `methods`, `modifiers`, `plugins`, `recipes`, `models` print. Only a search of timm's names loads timm."""
+"""What the listing commands print, such as `methods` and `recipes`. Only a search of timm's names loads timm."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from timm_robust.errors import UserError, unknown
-from timm_robust.plugin import ModifierSpec, get_manager
+from timm_robust.plugin import DistillerSpec, ModifierSpec, get_manager
 from timm_robust.plugin.found import Provided
 from timm_robust.plugin.options import OptionInfo, describe
 from timm_robust.presets import PRESETS
@@ -51,8 +51,24 @@ def modifiers(name: str | None, as_json: bool) -> None:
     _explain(provided, options, told, as_json)
 
 
+def distillers(name: str | None, as_json: bool) -> None:
+    """All distillers, or one with its options."""
+    manager = get_manager()
+    if name is None:
+        rows = [provided.row() for provided in manager.distillers().values()]
+        _show(rows, ("name", "summary", "reference", "distribution"), as_json, "distillers, which make small data sets")
+        if not as_json:
+            print("\nmore about one: timm-robust distillers NAME      use it: timm-robust distill --method NAME ...")
+        return
+    provided = manager.distiller(name)
+    options = describe(manager.load_config(name, DistillerSpec))
+    _explain(provided, options, "-o NAME=VALUE or method_args={NAME: VALUE}", as_json)
+    if provided.spec.use and not as_json:
+        print(f"train with its images: timm-robust train --model MODEL --data FOLDER {provided.spec.use}")
+
+
 def _explain(provided: Provided[Any], options: Sequence[OptionInfo], told: str, as_json: bool) -> None:
-    """One method or modifier with its options, and how to give them."""
+    """One method, modifier or distiller with its options, and how to give them."""
     if as_json:
         recommends = dict(getattr(provided.spec, "recommends", {}))
         _print_json(provided.row() | {"options": [asdict(option) for option in options], "recommends": recommends})

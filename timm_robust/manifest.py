@@ -16,6 +16,9 @@ from timm_robust.errors import UserError
 
 MANIFEST = "manifest.json"
 
+RUN, DISTILLATION = "run", "distillation"
+"""What a folder with a manifest holds, by its entry `kind`; runs have none."""
+
 MAY_CHANGE = {
     "device",
     "compile",
@@ -36,18 +39,20 @@ def config_hash(resolved: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A folder that one run owns.
+    """A folder that one run, or one distillation, owns.
 
     Attributes:
         path: the folder.
-        asked: the arguments of `train`, as plain values, kept to refuse a resume with others.
+        asked: the arguments of `train` or `distill`, as plain values, kept to refuse a resume with others.
+        kind: what is in it.
     """
 
     path: Path
     asked: dict[str, Any]
+    kind: str = RUN
 
     @classmethod
-    def open(cls, output: str | Path, resume: bool, asked: Mapping[str, Any]) -> RunFolder:
+    def open(cls, output: str | Path, resume: bool, asked: Mapping[str, Any], kind: str = RUN) -> RunFolder:
         """Makes the folder, or checks that the run in it is the one to resume.
 
         Raises:
@@ -55,11 +60,11 @@ class RunFolder:
         """
         path, plain = Path(output), {name: as_plain(value) for name, value in asked.items()}
         if resume:
-            _require_same(path, plain)
+            _require_same(path, plain, kind)
         elif is_first_process():
-            require_new(path, MANIFEST, "run")
+            require_new(path, MANIFEST, kind)
         make_folder(path)
-        return cls(path, plain)
+        return cls(path, plain, kind)
 
     def forget(self) -> None:
         """Takes the manifest of a run back that never began, and the folder if nothing else is in it."""
@@ -77,7 +82,8 @@ class RunFolder:
         """
         if not is_first_process():
             return
-        content = {"command": sys.argv, "asked": self.asked, **resolved}
+        kind = {} if self.kind == RUN else {"kind": self.kind}
+        content = {**kind, "command": sys.argv, "asked": self.asked, **resolved}
         temporary = self.path / f".{MANIFEST}"
         try:
             temporary.write_text(json.dumps(content, indent=2, default=str) + "\n")
@@ -133,27 +139,31 @@ def as_plain(value: Any) -> Any:
     return f"<{type(value).__name__}>" if not hasattr(value, "numerator") else str(value)
 
 
-def read_asked(folder: Path) -> dict[str, Any]:
+def read_asked(folder: Path, kind: str = RUN) -> dict[str, Any]:
     """The arguments that the run in `folder` was started with.
 
     Raises:
-        UserError: there is no run, or its manifest is damaged.
+        UserError: there is no such thing, or its manifest is damaged.
     """
     manifest = folder / MANIFEST
     try:
-        return dict(json.loads(manifest.read_text())["asked"])
+        content = json.loads(manifest.read_text())
+        asked, found = dict(content["asked"]), content.get("kind", RUN)
     except FileNotFoundError:
         raise UserError(f"nothing to resume in {folder}: {MANIFEST} is not there") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{manifest} cannot be read: {error}") from error
+    if found != kind:
+        raise UserError(f"{folder} holds a {found} and no {kind}: resume it with the command that made it")
+    return asked
 
 
-def _require_same(folder: Path, asked: Mapping[str, Any]) -> None:
-    before = read_asked(folder)
+def _require_same(folder: Path, asked: Mapping[str, Any], kind: str) -> None:
+    before = read_asked(folder, kind)
     for name, value in asked.items():
         if name not in MAY_CHANGE and before.get(name) != value:
             raise UserError(
-                f"the run in {folder} was started with {name}={before.get(name)!r}, not {value!r}: "
+                f"the {kind} in {folder} was started with {name}={before.get(name)!r}, not {value!r}: "
                 "resume it as it was, or start a new run in another folder"
             )
 

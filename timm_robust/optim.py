@@ -100,10 +100,11 @@ class Schedule:
         marks = [recipe.epochs * mark for mark in milestones(recipe)]
         warmup = min(recipe.warmup_epochs, recipe.epochs - 1)
         prefix = recipe.schedule == "cosine"  # the cosine starts after the warm-up, falls keep their epochs
+        length = recipe.epochs * (recipe.cosine_span if prefix else 1)
         scheduler, _ = timm.scheduler.create_scheduler_v2(
             optimizer,
             sched=recipe.schedule,
-            num_epochs=recipe.epochs - warmup if prefix else recipe.epochs,
+            num_epochs=length - warmup if prefix else length,
             decay_epochs=marks[0],
             decay_milestones=marks,
             decay_rate=recipe.lr_decay,

@@ -53,6 +53,9 @@ class Recipe:
     cycle_momentum: bool = option(
         True, help="onecycle: momentum moves from 0.95 to 0.85 and back, as torch does by default"
     )
+    cosine_span: float = option(
+        1.0, help="cosine: length of its fall from all to nothing, in runs; 2 ends a run at half the rate", low=1.0
+    )
     label_smoothing: float = option(
         0.0, help="mass that leaves the label for the other classes, in the update's loss only", low=0.0, high=1.0
     )

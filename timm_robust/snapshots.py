@@ -79,6 +79,17 @@ def keep(engine: Engine, row: dict[str, Any], rows: list[dict[str, Any]]) -> Non
         )
 
 
+def save_aside(engine: Engine, folder: str, **about: Any) -> None:
+    """Writes the trained weights as they are into a folder of the run's: what `Run.save` promises."""
+    if not engine.main:
+        return
+    card = {**engine.job.card, "epoch": engine.epoch + 1, **about}
+    try:
+        save_model(engine.job.output / folder, engine.bare, card)
+    except OSError as error:
+        engine.display.warn(f"checkpoint {folder} could not be saved ({error}); training goes on")
+
+
 def end_early(engine: Engine, rows: list[dict[str, Any]]) -> None:
     """Writes what ended the run to the last epoch that was kept."""
     found = engine.watch.take()

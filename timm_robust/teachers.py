@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
@@ -14,6 +15,7 @@ from timm_robust.data import DataBundle
 from timm_robust.errors import UserError
 from timm_robust.job import Job
 from timm_robust.manifest import MANIFEST, is_first_process
+from timm_robust.observer import Observer, class_columns
 from timm_robust.plugin.options import Options
 from timm_robust.plugin.spec import DefenseSpec
 
@@ -23,23 +25,26 @@ def trained_teachers(spec: DefenseSpec, options: Options, job: Job, train: Calla
 
     Args:
         spec: of the method; its `teachers` name the options, and the method that trains each.
-        options: of the run; an option that is None has its teacher trained into the run's folder, under its name.
+        options: of the run; an option that is None takes the teacher that came with the data, else has one trained into
+            the run's folder, under its name.
         job: the run.
         train: trains with the run's own arguments, but for what is passed.
 
     Returns:
-        networks by option, images in [0, 1] -> logits.
+        networks by option, images in [0, 1] -> logits of the run's classes.
 
     Raises:
         UserError: a folder without checkpoint, or a teacher of other classes or images.
     """
-    for option in spec.teachers:
-        if getattr(options, option) is not None:
-            _require_alike(getattr(options, option), job.data)  # before another is trained for nothing
+    came = job.data.distilled.teachers if job.data.distilled else {}
+    given = {option: getattr(options, option) or came.get(option) for option in spec.teachers}
+    for path in given.values():
+        if path is not None:
+            _columns(path, job.data)  # before another is trained for nothing
     found: dict[str, nn.Module] = {}
     for option, method in spec.teachers.items():
         own = None if job.model.record.architecture else copy.deepcopy(job.model.model)
-        folder = getattr(options, option)
+        folder = given[option]
         if folder is None:
             folder = job.output / option
             if is_first_process():
@@ -60,16 +65,15 @@ def trained_teachers(spec: DefenseSpec, options: Options, job: Job, train: Calla
             )
             PartialState().wait_for_everyone()  # the first process writes
         teacher = load(folder, model=None if read_card(folder)["model"]["architecture"] else own)
-        found[option] = teacher.requires_grad_(False)
+        found[option] = Observer(teacher, _columns(folder, job.data)).requires_grad_(False).eval()
     return found
 
 
-def _require_alike(folder: str, data: DataBundle) -> None:
-    """Refuses a teacher of other classes or images."""
-    model = read_card(folder)["model"]
-    for what, has, wanted in (
-        ("classes", model["num_classes"], data.num_classes),
-        ("pixels", model["image_size"], data.image_size),
-    ):
-        if has != wanted:
-            raise UserError(f"teacher {str(folder)!r} was trained on {has} {what}, this run has {wanted}")
+def _columns(folder: str | Path, data: DataBundle) -> list[int] | None:
+    """Where the teacher has the classes of the data; refuses one of other classes or images."""
+    card, owner = read_card(folder), f"teacher {str(folder)!r}"
+    model = card["model"]
+    if model["image_size"] != data.image_size:
+        raise UserError(f"{owner} was trained on {model['image_size']} pixels, this data has {data.image_size}")
+    known = card.get("data", {}).get("class_names")
+    return class_columns(known, data.class_names, model["num_classes"], owner=owner)

@@ -94,6 +94,10 @@ class Bench:
         )
         threat = make_threat(image_size=IMAGE_SIZE)
         attacker = Attacker(model, threat) if autocast is None else Attacker(model, threat, autocast=autocast)
+        pixels = torch.rand(images, 3, IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().manual_seed(1))
+        corner, side = torch.arange(images) % 5, torch.full((images,), IMAGE_SIZE)
+        view = View(corner, corner.flip(0), side, side, corner % 2 == 0)
+        batch = Batch(pixels, torch.arange(images) % num_classes, torch.arange(images), view)
         run = Run(
             model=model,
             bare=model,
@@ -109,6 +113,7 @@ class Bench:
             seed=0,
             output=Path(tempfile.gettempdir()),
             frame_size=IMAGE_SIZE + 4,
+            unaugmented=lambda: [batch],
         )
         defense = manager.load_target(method)(options)
         run.teachers = {option: sibling(model).requires_grad_(False).eval() for option in spec.teachers}
@@ -116,11 +121,7 @@ class Bench:
         defense.setup(run)
         defense.on_epoch_start(0)
         model.train()
-        pixels = torch.rand(images, 3, IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().manual_seed(1))
-        corner, side = torch.arange(images) % 5, torch.full((images,), IMAGE_SIZE)
-        view = View(corner, corner.flip(0), side, side, corner % 2 == 0)
-        batch = Batch(pixels, torch.arange(images) % num_classes, torch.arange(images), view)
-        return cls(defense, model, run, batch)
+        return cls(defense, model, run, defense.augment(batch))
 
     def step(self, seed: int = 0) -> tuple[Perturbed, StepOutput]:
         """Perturb and loss, from a fixed seed."""

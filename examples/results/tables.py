@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
 
-from timm_robust.plugin import DefenseSpec, ModifierSpec, get_manager
+from timm_robust.plugin import DefenseSpec, DistillerSpec, ModifierSpec, get_manager
 from timm_robust.plugin.options import describe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,9 +41,10 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def options(name: str) -> str:
-    """The options of a method or modifier."""
+    """The options of a method, modifier or distiller."""
     manager = get_manager()
-    kind = ModifierSpec if name in manager.modifiers() else DefenseSpec
+    others = ((ModifierSpec, manager.modifiers()), (DistillerSpec, manager.distillers()))
+    kind = next((kind for kind, names in others if name in names), DefenseSpec)
     found = describe(manager.load_config(name, kind))
     if not found:
         return "None."
@@ -67,7 +69,8 @@ def network(record: dict[str, Any]) -> str:
 
 def evidence(method: str) -> str:
     """Our own numbers of a method or modifier, with the command of each."""
-    parts = [part for part in (trained(method), collapse(method), overfitting(method), cost(method)) if part]
+    makers = (trained, collapse, overfitting, distillation, self_supervised, cost)
+    parts = [part for maker in makers if (part := maker(method))]
     return "\n\n".join(parts) or "Not measured."
 
 
@@ -139,6 +142,78 @@ def overfitting(method: str) -> str:
     )
     header = ["seed", "best epoch", "best weights", "last weights", "gap, points"]
     return f"{where}\n\n{table(header, rows)}\n\n![robust accuracy by epoch]({RESULTS}/{r['name']}.svg)"
+
+
+def distillation(name: str) -> str:
+    """Students of distilled and of random images, and robust accuracy at equal time, of examples/cifar10/distill.py."""
+    found = [r for r in records() if r["name"].startswith("distill-") and name == "rded"]
+    return "\n\n".join(map(_distilled, found))
+
+
+def _distilled(r: dict[str, Any]) -> str:
+    def spread(runs: list[dict[str, Any]]) -> str:
+        values = [100 * run["clean_accuracy"] for run in runs]
+        middle, error = statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+        return f"{middle:.1f} ± {error:.1f} % ({len(values)} seeds)"
+
+    small = [
+        [ipc, way, spread(runs), f"{max(run['seconds'] for run in runs):.0f}"]
+        for ipc, ways in r["students"].items()
+        for way, runs in ways.items()
+    ]
+    machine = f"{r['hardware']}, {r['date']} (`examples/cifar10/distill.py`, `{r['name']}`)"
+    timed = r["equal_time"]
+    long = [
+        [way, str(one["epochs"]), f"{one['seconds']:.0f}", percent(one["clean_accuracy"]), percent(one["pgd-10-1"])]
+        for way, one in timed["ways"].items()
+    ]
+    return (
+        f"The small network, {r['epochs']} epochs with the observer's labels where not said otherwise, best epoch on "
+        f"the whole test split; the observer, the same network, has {percent(r['observer']['clean_accuracy'])}; "
+        f"{machine}:\n\n"
+        + table(["images per class", "trained on", "clean", "seconds to distill"], small)
+        + f"\n\nAdversarial training for equal time (training seconds, checks not counted), three attack steps at "
+        f"8/255, best epoch on {timed['test_images']} test images, seed {timed['seed']}; an observer and distilling "
+        "come on top for the distilled images:\n\n"
+        + table(["trained on, with", "epochs", "seconds", "clean", "PGD-10"], long)
+        + f"\n\n![robust accuracy by training second]({RESULTS}/{r['name']}.svg)"
+    )
+
+
+def self_supervised(method: str) -> str:
+    """The vote of each checkpoint of examples/cifar10/ssat.py, and all attacks before and after."""
+    found = [r for r in records() if r["name"] == "ssat" and method == "ssat"]
+    if not found:
+        return ""
+    (r,) = found
+    radii = list(r["checkpoints"][0]["radii"])
+
+    def rates(row: dict[str, Any], names: tuple[str, ...]) -> list[str]:
+        return [f"{row['radii'][radius][name]['dsr']:.2f}" for radius in radii for name in names]
+
+    along = ("pgd-knn", "worst")
+    rows = [[one["checkpoint"], percent(one["knn"]["clean_accuracy"]), *rates(one, along)] for one in r["checkpoints"]]
+    header = ["checkpoint", "clean, vote", *(f"DSR {radius}, {name}" for radius in radii for name in along)]
+    names = ("pgd-knn", "pgd-knn-balanced", "transfer", "square", "worst")
+    all_rows = [
+        [one["checkpoint"], radius, percent(one["knn"]["clean_accuracy"])]
+        + [percent(one["radii"][radius][name]["accuracy"]) for name in names]
+        + [percent(one["surrogate"]["clean_accuracy"]), percent(one["radii"][radius]["autoattack"]["accuracy"])]
+        for one in r["all_attacks"]
+        for radius in radii
+    ]
+    all_header = ["checkpoint", "eps", "vote: clean", *names, "surrogate: clean", "AutoAttack"]
+    first, hard = r["checkpoints"][0], r["all_attacks"][0]
+    epochs = ", ".join(f"{count} of {phase}" for phase, count in r["epochs"].items())
+    where = (
+        f"The small network on {r['training_images']} CIFAR-10 images, epochs: {epochs}; the vote of {first['k']} of "
+        f"{first['database']} neighbours on {first['n_examples']} test images; worst of pgd-knn, pgd-knn-balanced and "
+        f"transfer; {r['hardware']}, seed {r['seed']}, {r['date']} (`{r['command']}`):"
+    )
+    queries = hard["attack"]["queries"]
+    also = f"Accuracy under all attacks, on {hard['n_examples']} test images, Square with {queries} queries:"
+    picture = f"![defence success rate over accuracy]({RESULTS}/{r['name']}.svg)"
+    return "\n\n".join((where, table(header, rows), also, table(all_header, all_rows), picture))
 
 
 def cost(name: str) -> str:

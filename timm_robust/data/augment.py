@@ -142,20 +142,27 @@ def on_device(values: Tensor, device: torch.device) -> Tensor:
     return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
-def inception_box(width: int, height: int, random: np.random.Generator) -> tuple[int, int, int, int]:
+def inception_box(
+    width: int, height: int, random: np.random.Generator, *, smallest: float = 0.08, longest: float = 4 / 3
+) -> tuple[int, int, int, int]:
     """A random part of an image: 8 to 100 % of its area, sides 3/4 to 4/3, as torchvision's RandomResizedCrop.
+
+    Args:
+        width, height: of the image, in pixels.
+        smallest: share of the area that a part has at least.
+        longest: ratio of the sides that a part has at most, one way or the other; 1 for squares.
 
     Returns:
         top, left, height, width in pixels.
     """
     for _ in range(10):
-        area = width * height * random.uniform(0.08, 1.0)
-        ratio = math.exp(random.uniform(math.log(3 / 4), math.log(4 / 3)))
+        area = width * height * random.uniform(smallest, 1.0)
+        ratio = math.exp(random.uniform(math.log(1 / longest), math.log(longest)))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
             return int(random.random() * (height - h + 1)), int(random.random() * (width - w + 1)), h, w
     # An image too long for such a part: the largest central one in the range of ratios.
-    w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
+    w, h = min(width, round(height * longest)), min(height, round(width * longest))
     return (height - h) // 2, (width - w) // 2, h, w
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,6 +15,9 @@ from timm_robust.data.sources import RawData, RawSplit, read_source
 from timm_robust.data.split import evaluation_order, held_out_size, hold_out
 from timm_robust.data.streaming import Progress, decode_all
 from timm_robust.errors import UserError
+
+if TYPE_CHECKING:
+    from timm_robust.data.distilled import Distilled
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -86,6 +89,7 @@ class DataBundle:
         val_indices: int64, positions of `val` among the readable images of the source's training split; None where the
             source gave `val` itself.
         extra: trained on beside `train`; `Batch.index` numbers them after it.
+        distilled: how `train` was made, where it was distilled from other data; None elsewhere.
     """
 
     name: str
@@ -99,6 +103,7 @@ class DataBundle:
     val_indices: np.ndarray | None = None
     in_chans: int = 3
     extra: Extra | None = None
+    distilled: Distilled | None = None
 
     @property
     def num_classes(self) -> int:
@@ -122,6 +127,7 @@ def load_data(
     resident_limit_bytes: int = 4 * 2**30,
     workers: int | None = None,
     test_only: bool = False,
+    stream: bool = False,
     progress: Progress | None = None,
 ) -> DataBundle:
     """Training, validation and test splits of some data.
@@ -129,7 +135,8 @@ def load_data(
     Args:
         data: "digits"; a folder `train/CLASS/*` with `val/CLASS/*`, `test/CLASS/*` or both; a `.npz` in MedMNIST's
             convention; a timm data set name such as "torch/cifar10"; a pair (train, test) or a dict with train, test
-            and perhaps val, of map-style data sets or of (images, labels) tensors. Images are uint8 or in [0, 1].
+            and perhaps val, of map-style data sets or of (images, labels) tensors. Images are uint8 or in [0, 1]. A
+            folder of distilled data has the validation and test images of the data that it was distilled from.
             A single split beside training is the test split, and validation is held out from training.
         image_size: pixels of a side; by default the images' own where they share one, else 224.
         seed: key of the held-out validation split; the test split never depends on it.
@@ -141,6 +148,7 @@ def load_data(
         resident_limit_bytes: images that need more stream from where they are, as do those above 64 pixels.
         workers: processes that decode small images; by default one per core where there are many.
         test_only: leave training and validation images undecoded, for whoever measures only.
+        stream: leave all images where they are, small ones too, for whoever reads a few.
         progress: called with (images done, images in all) while each split is decoded.
 
     Raises:
@@ -150,10 +158,10 @@ def load_data(
         raise UserError(f"image size {image_size} is out of range: expected at least 1 pixel")
     raw = read_source(data, data_dir=data_dir, download=download, limit_bytes=resident_limit_bytes)
     class_names = _check_classes(raw)
-    size = image_size or native_size(raw.train.images) or 224
+    size = image_size or raw.image_size or native_size(raw.train.images) or 224
     splits = raw.splits()
     total = sum(len(part.labels) for part in splits.values())
-    resident = size <= SMALL and total * size * size * 3 <= resident_limit_bytes
+    resident = not stream and size <= SMALL and total * size * size * 3 <= resident_limit_bytes
     pixels: dict[str, np.ndarray] = {}
     if resident:
         for key, part in [(key, part) for key, part in splits.items() if key == "test" or not test_only]:
@@ -175,7 +183,7 @@ def load_data(
     else:
         kept, held = hold_out(splits["train"].labels, _val_size(splits["train"], len(class_names), val_examples), seed)
         train, val = finish("train", kept), finish("train", held)
-    return DataBundle(raw.name, class_names, size, mean, std, train, val, test, held)
+    return DataBundle(raw.name, class_names, size, mean, std, train, val, test, held, distilled=raw.distilled)
 
 
 def _val_size(train: RawSplit, classes: int, wanted: int | None) -> int:

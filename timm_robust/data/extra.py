@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from timm_robust.data.bundle import DataBundle, Extra, Split
+from timm_robust.data.distilled import read_record, training_images
 from timm_robust.data.sources import (
     RawSplit,
     folder_split,
@@ -86,6 +87,9 @@ def _read(
         source = read_source(name, data_dir=data_dir, download=download)
         return name, source.train, source.class_names
     if path.is_dir():
+        if record := read_record(path):
+            names, images = training_images(path, name, record)
+            return name, images, names
         inside = "train" if (path / "train").is_dir() else "."
         if not subfolders(path / inside):
             raise UserError(f"extra data {name!r} has no class folders: expected CLASS/* or train/CLASS/* in it")

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from timm_robust.data.arrays import to_labels, to_pixels
 from timm_robust.data.images import ArrayImages, DatasetImages, FileImages, Images, SomeImages, Unreadable
 from timm_robust.data.split import hold_out
 from timm_robust.errors import UserError, nearest, unknown
+
+if TYPE_CHECKING:
+    from timm_robust.data.distilled import Distilled
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 VALIDATION_FOLDERS = ("val", "validation", "valid")
@@ -35,13 +38,18 @@ class RawSplit:
 
 @dataclass(frozen=True)
 class RawData:
-    """The splits that a source offers; a single one beside training is the test, and `val` is None."""
+    """The splits that a source offers; a single one beside training is the test, and `val` is None.
+
+    Distilled data has an image size of its own, and says where it comes from.
+    """
 
     name: str
     class_names: tuple[str, ...] | None
     train: RawSplit
     val: RawSplit | None
     test: RawSplit
+    image_size: int | None = None
+    distilled: Distilled | None = None
 
     def splits(self) -> dict[str, RawSplit]:
         return {"train": self.train} | ({"val": self.val} if self.val else {}) | {"test": self.test}
@@ -61,7 +69,7 @@ def read_source(
     """
     if not isinstance(data, (str, os.PathLike)):
         return from_python(data)
-    from timm_robust.data import timm_sets
+    from timm_robust.data import distilled, timm_sets
 
     text = os.fspath(data)
     path = Path(text).expanduser()
@@ -70,6 +78,8 @@ def read_source(
     if timm_sets.is_timm_name(text):
         return timm_sets.from_timm(text, data_dir, download, limit_bytes)
     if path.is_dir():
+        if record := distilled.read_record(path):
+            return distilled.from_distilled(path, text, record, data_dir, download, limit_bytes)
         return from_folder(path, name=text)
     if path.is_file() and path.suffix.lower() == ".npz":
         return from_npz(path, name=text)
@@ -157,7 +167,7 @@ def folder_split(
     for label in sorted(subfolders(root / split)):
         if label not in classes:
             raise unknown(f"class folder in {split}/ of {name!r}", label, classes, hint=hint)
-        files = _image_files(root, os.path.join(split, label))
+        files = image_files(root, os.path.join(split, label))
         if not files and split == "train":
             raise UserError(f"class folder train/{label} of {name!r} holds no image: expected {' '.join(EXTENSIONS)}")
         paths += files
@@ -167,7 +177,7 @@ def folder_split(
     return RawSplit(FileImages(str(root), paths), np.array(labels, np.int64))
 
 
-def _image_files(root: Path, folder: str) -> list[str]:
+def image_files(root: Path, folder: str) -> list[str]:
     """Image files below `folder`, relative to `root`, sorted; deeper folders are searched too."""
     found = []
     for where, _, files in os.walk(root / folder, followlinks=True):

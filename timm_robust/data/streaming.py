@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -145,6 +146,18 @@ class _Batches(Sampler[list[tuple[int, int]]]):
             yield list(zip(turns.tolist(), part.tolist(), strict=True))
 
 
+def worker_settings(workers: int | None, device: torch.device | str) -> dict[str, Any]:
+    """How a DataLoader reads images: in how many processes (None for one per core, at most 8), and where batches go."""
+    workers = min(8, available_cpus()) if workers is None else workers
+    return {
+        "num_workers": workers,
+        # A forked worker does not import the user's script again, so that needs no `if __name__ == "__main__"`.
+        "multiprocessing_context": "fork" if workers and sys.platform == "linux" else None,
+        "pin_memory": torch.device(device).type == "cuda",
+        "generator": torch.Generator(),  # else it draws from the global stream
+    }
+
+
 class Stream:
     """Batches of some images.
 
@@ -165,19 +178,14 @@ class Stream:
         workers: int | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        workers = min(8, available_cpus()) if workers is None else workers
-        # A forked worker does not import the user's script again, so that needs no `if __name__ == "__main__"`.
-        context = "fork" if workers and sys.platform == "linux" else None
+        settings = worker_settings(workers, device)
         self._sampler = _Batches()
         self._loader = DataLoader(
             _Samples(images, labels, size, geometry),
             batch_sampler=self._sampler,
-            num_workers=workers,
-            multiprocessing_context=context,
             collate_fn=_collate,
-            pin_memory=torch.device(device).type == "cuda",
-            persistent_workers=workers > 0 and geometry is not None,
-            generator=torch.Generator(),  # else it draws from the global stream
+            persistent_workers=settings["num_workers"] > 0 and geometry is not None,
+            **settings,
         )
         self._warned: set[str] = set()
 

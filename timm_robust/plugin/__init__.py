@@ -5,11 +5,12 @@ from __future__ import annotations
 from timm_robust.plugin.hookspecs import hookimpl
 from timm_robust.plugin.manager import get_manager
 from timm_robust.plugin.options import Options, bn_option, option
-from timm_robust.plugin.spec import API_VERSION, DefenseSpec, ModelsSpec, ModifierSpec, Reference
+from timm_robust.plugin.spec import API_VERSION, DefenseSpec, DistillerSpec, ModelsSpec, ModifierSpec, Reference
 
 __all__ = [
     "API_VERSION",
     "DefenseSpec",
+    "DistillerSpec",
     "ModelsSpec",
     "ModifierSpec",
     "Options",

@@ -6,17 +6,18 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from timm_robust.plugin.errors import PluginFailure, provider
-from timm_robust.plugin.spec import SUPPORTED_API, DefenseSpec, ModelsSpec, ModifierSpec, Spec
+from timm_robust.plugin.spec import SUPPORTED_API, DefenseSpec, DistillerSpec, ModelsSpec, ModifierSpec, Spec
 
 RECORDS: dict[str, type[Spec]] = {
     "timm_robust_defenses": DefenseSpec,
     "timm_robust_modifiers": ModifierSpec,
+    "timm_robust_distillers": DistillerSpec,
     "timm_robust_models": ModelsSpec,
 }
 """Hooks that yield records, and of which kind; all others observe."""
 
-AnySpec = TypeVar("AnySpec", DefenseSpec, ModifierSpec, ModelsSpec)
-AnyCode = TypeVar("AnyCode", DefenseSpec, ModifierSpec)
+AnySpec = TypeVar("AnySpec", DefenseSpec, ModifierSpec, DistillerSpec, ModelsSpec)
+AnyCode = TypeVar("AnyCode", DefenseSpec, ModifierSpec, DistillerSpec)
 
 
 @dataclass(frozen=True)

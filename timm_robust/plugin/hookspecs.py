@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pluggy
 
-from timm_robust.plugin.spec import DefenseSpec, ModelsSpec, ModifierSpec
+from timm_robust.plugin.spec import DefenseSpec, DistillerSpec, ModelsSpec, ModifierSpec
 
 if TYPE_CHECKING:
     from timm_robust.defense import Run
@@ -61,6 +61,25 @@ class Hooks:
                     api_version=1,
                     target="timm_robust_bar.bar:Bar",
                     config="timm_robust_bar.options:BarOptions",
+                )
+        """
+
+    @hookspec
+    def timm_robust_distillers(self) -> Iterable[DistillerSpec]:  # type: ignore[empty-body]
+        """Yields what makes small data sets of large ones; called with `timm_robust_defenses`, once per process.
+
+        Example:
+            from timm_robust.plugin import DistillerSpec, Reference, hookimpl
+
+            @hookimpl
+            def timm_robust_distillers():
+                yield DistillerSpec(
+                    name="baz",
+                    summary="ten images per class drawn by baz",
+                    reference=Reference(title="Baz for small data", arxiv="2401.00003"),
+                    api_version=1,
+                    target="timm_robust_baz.baz:Baz",
+                    config="timm_robust_baz.options:BazOptions",
                 )
         """
 

@@ -27,7 +27,7 @@ from timm_robust.plugin.errors import PluginConflict, PluginError, PluginFailure
 from timm_robust.plugin.found import RECORDS, AnyCode, AnySpec, Plugin, Provided, api_gap, supported
 from timm_robust.plugin.hookspecs import PROJECT, Hooks
 from timm_robust.plugin.observers import Observers
-from timm_robust.plugin.spec import DefenseSpec, ModelsSpec, ModifierSpec, Spec, validate
+from timm_robust.plugin.spec import CodeSpec, DefenseSpec, DistillerSpec, ModelsSpec, ModifierSpec, Spec, validate
 
 if TYPE_CHECKING:
     from timm_robust.plugin.options import Options
@@ -194,6 +194,14 @@ class PluginManager:
         """
         return self._by_name(ModifierSpec, "modifier", lambda spec: (spec.name,))
 
+    def distillers(self) -> dict[str, Provided[DistillerSpec]]:
+        """What makes small data sets of large ones, by name.
+
+        Raises:
+            PluginConflict: two plugins offer one name.
+        """
+        return self._by_name(DistillerSpec, "distiller", lambda spec: (spec.name,))
+
     def defense(self, name: str) -> Provided[DefenseSpec]:
         """The method `name`.
 
@@ -210,23 +218,31 @@ class PluginManager:
         """
         return self._named(ModifierSpec, name)
 
-    def load_config(self, name: str, kind: type[DefenseSpec | ModifierSpec] = DefenseSpec) -> type[Options]:
-        """Options class of the method (or modifier) `name`; does not import torch.
+    def distiller(self, name: str) -> Provided[DistillerSpec]:
+        """The distiller `name`.
+
+        Raises:
+            UserError: no such distiller, as `defense` says it.
+        """
+        return self._named(DistillerSpec, name)
+
+    def load_config(self, name: str, kind: type[CodeSpec] = DefenseSpec) -> type[Options]:
+        """Options class of the method (or modifier, or distiller) `name`; does not import torch.
 
         Raises:
             UserError: no such method, or its plugin fails to load.
         """
-        found: Any = self._named(kind, name)
+        found: Any = self._named(kind, name)  # type: ignore[type-var]
         with self._loading(found):
             return found.spec.load_config()
 
-    def load_target(self, name: str, kind: type[DefenseSpec | ModifierSpec] = DefenseSpec) -> type[Any]:
-        """Class of the method (or modifier) `name`; imports torch.
+    def load_target(self, name: str, kind: type[CodeSpec] = DefenseSpec) -> type[Any]:
+        """Class of the method (or modifier, or distiller) `name`; imports torch.
 
         Raises:
             UserError: no such method, or its plugin fails to load.
         """
-        found: Any = self._named(kind, name)
+        found: Any = self._named(kind, name)  # type: ignore[type-var]
         with self._loading(found):
             return found.spec.load_target()
 

@@ -17,6 +17,7 @@ from timm_robust.plugin.options import Options, check_options_class, check_value
 
 if TYPE_CHECKING:
     from timm_robust.defense import Defense
+    from timm_robust.distiller import Distiller
     from timm_robust.modifier import Modifier
 
 API_VERSION = 1
@@ -42,7 +43,7 @@ class Reference:
 
 @dataclass(frozen=True, kw_only=True)
 class CodeSpec:
-    """What records of methods and of modifiers share: a class with options, both named by text.
+    """What records of methods, modifiers and distillers share: a class with options, both named by text.
 
     Attributes:
         name: what users type; lower case, digits and hyphens.
@@ -132,6 +133,25 @@ class ModifierSpec(CodeSpec):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DistillerSpec(CodeSpec):
+    """Something that makes a small data set of a large one; its `target` is a `timm_robust.distiller.Distiller`.
+
+    Attributes:
+        use: arguments of `timm-robust train` that go with its images, where a method was made for them.
+    """
+
+    kind: ClassVar[str] = "distiller"
+    noun: ClassVar[str] = "distiller"
+
+    use: str = ""
+
+    def _base(self) -> type[Distiller]:
+        from timm_robust.distiller import Distiller
+
+        return Distiller
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelsSpec:
     """Networks that timm lacks; importing `module` registers them with timm.
 
@@ -172,7 +192,7 @@ class ModelsSpec:
             raise PluginError(f"importing {self.module!r} does not register {', '.join(missing)} with timm")
 
 
-Spec = DefenseSpec | ModifierSpec | ModelsSpec
+Spec = DefenseSpec | ModifierSpec | DistillerSpec | ModelsSpec
 
 
 def validate(spec: Spec) -> None:

@@ -1,0 +1,12 @@
+"""Options of random images: none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from timm_robust.plugin import Options
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomImagesOptions(Options):
+    """There is nothing to choose."""

@@ -1,0 +1,39 @@
+"""Registers the distiller and the student's method."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from timm_robust.plugin import DefenseSpec, DistillerSpec, Reference, hookimpl
+
+PAPER = Reference(
+    title="On the Diversity and Realism of Distilled Dataset: An Efficient Dataset Distillation Paradigm",
+    arxiv="2312.03526",
+    venue="CVPR 2024",
+)
+
+
+@hookimpl
+def timm_robust_distillers() -> Iterator[DistillerSpec]:
+    yield DistillerSpec(
+        name="rded",
+        summary="crops of real images that an observer is surest of, several stitched into each image",
+        reference=PAPER,
+        api_version=1,
+        target="timm_robust_plugins.rded.rded:RDED",
+        config="timm_robust_plugins.rded.options:RdedOptions",
+        use="--method rded-student --recipe rded-student",
+    )
+
+
+@hookimpl
+def timm_robust_defenses() -> Iterator[DefenseSpec]:
+    yield DefenseSpec(
+        name="rded-student",
+        summary="learns what an observer says of each mixed and cropped view; standard, or adversarial with a weight",
+        reference=PAPER,
+        api_version=1,
+        target="timm_robust_plugins.rded.student:Student",
+        config="timm_robust_plugins.rded.options:StudentOptions",
+        teachers={"observer": "standard"},
+    )

@@ -1,0 +1,72 @@
+"""`timm-robust evaluate` and `timm-robust report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from timm_robust.cli.accuracies import print_accuracies
+from timm_robust.cli.app import app
+from timm_robust.cli.words import Pairs
+
+
+@app.command(
+    epilog="Example: timm-robust evaluate runs/first --attack pgd-50-10 autoattack --n-examples 256 --json record.json"
+)
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="A run's folder (its best checkpoint) or a checkpoint folder.")],
+    data: Annotated[
+        Optional[str], typer.Option(help="As in train. [default: what the checkpoint was trained on]")
+    ] = None,
+    attack: Annotated[
+        Pairs,
+        typer.Option(help="clean, fgsm, pgd-K-R (K steps, R restarts), autoattack. [default: clean pgd-50-10]"),
+    ] = None,
+    n_examples: Annotated[Optional[int], typer.Option(help="The first so many test images. [default: all]")] = None,
+    batch_size: Annotated[int, typer.Option(help="Images at once; AutoAttack's verdicts depend on it.")] = 250,
+    seed: Annotated[int, typer.Option(help="Of every random draw.")] = 0,
+    eps: Annotated[Optional[str], typer.Option(help="Radius such as 8/255. [default: that of the training]")] = None,
+    norm: Annotated[Optional[str], typer.Option(help="Linf or L2. [default: that of the training]")] = None,
+    data_dir: Annotated[Optional[str], typer.Option(help="Root folder of timm data sets.")] = None,
+    download: Annotated[bool, typer.Option("--download", help="Let timm data sets be fetched.")] = False,
+    device: Annotated[Optional[str], typer.Option(help="cpu stays off a GPU.")] = None,
+    json_: Annotated[Optional[Path], typer.Option("--json", help="Write the record here.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Measure a checkpoint on the test split; no plugin is loaded for that."""
+    from timm_robust.api import evaluate as run
+
+    result = run(
+        checkpoint,
+        data,
+        attacks=attack or ["clean", "pgd-50-10"],
+        n_examples=n_examples,
+        batch_size=batch_size,
+        seed=seed,
+        eps=eps,
+        norm=norm,
+        data_dir=data_dir,
+        download=download,
+        device=device,
+        json=json_,
+        quiet=quiet,
+    )
+    print_accuracies(result, f"{result.checkpoint} on {result.data}, {result.threat}, seed {seed}")
+    if json_:
+        typer.echo(f"record: {json_}")
+
+
+@app.command(epilog="Example: timm-robust report runs/pgd runs/sglr --out report.html")
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Folders of runs, finished or not.")],
+    out: Annotated[Path, typer.Option(help="The page; what is there is replaced.")] = Path("report.html"),
+) -> None:
+    """Write a page about robust overfitting: a table of best and last epochs, and curves by epoch.
+
+    Runs trained with --set diagnose=N also show robust accuracy on training and test images, and what is memorised.
+    """
+    from timm_robust.report.page import make_report
+
+    typer.echo(f"report: {make_report(runs, out)}")

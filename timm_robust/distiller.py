@@ -1,0 +1,140 @@
+"""The contract of a distiller: it turns the training images of a data set into a few images for each class.
+
+    distiller.setup(task)                           # what there is; refuses what cannot be done, before any work
+    for made in distiller.distill([0, 1, 2, ...]):  # one class after the other, yielded as soon as it is done
+        ... the host writes its images, soft labels and record
+
+A class is the unit of work: it is written as soon as it is yielded, a killed distillation goes on with the classes that
+are missing, and several processes have some classes each. So the images of a class may depend on the seed, the options
+and its own training images alone, not on other classes or on who makes them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+    from timm_robust.data import Split
+    from timm_robust.observer import Observer
+    from timm_robust.plugin.options import Options
+    from timm_robust.threat import Threat
+
+
+@dataclass(frozen=True)
+class Patch:
+    """A part of a real image that became part of a distilled one.
+
+    Attributes:
+        source: name of the image, as `Split.name` gives it.
+        box: top, left, height and width, in pixels of the stored image.
+        score: what it was chosen by, higher is better; None where nothing was scored.
+    """
+
+    source: str
+    box: tuple[int, int, int, int]
+    score: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for patches.jsonl."""
+        score = None if self.score is None else float(f"{self.score:.6g}")
+        return {"source": self.source, "box": list(self.box), "score": score}
+
+
+@dataclass(frozen=True)
+class DistilledClass:
+    """All images of one class.
+
+    Attributes:
+        number: of the class.
+        pixels: uint8 [ipc, size, size, 3].
+        patches: for each image what it is made of.
+        about: numbers that the record should have of the class.
+    """
+
+    number: int
+    pixels: np.ndarray
+    patches: Sequence[Sequence[Patch]]
+    about: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Task:
+    """What a distiller may know.
+
+    Attributes:
+        train: the real training images, streamed; none of them is held out for validation.
+        class_names: of all classes; their order gives the class numbers.
+        ipc: images wanted for each class.
+        image_size: side of the distilled images, in pixels.
+        observer: a trained network, in eval mode: images in [0, 1] -> logits [N, K] of the data's classes.
+        threat: what the observer was trained against, or the default for the image size.
+        device: where the observer is.
+        seed: of every random draw.
+        batch_size: images that the observer sees at once.
+        workers: processes that read images; None is for the loader to choose.
+        autocast: makes the context in which the observer runs (mixed precision).
+        progress: called with (images done, images in all).
+        seconds: spent by what; see `timed`.
+    """
+
+    train: Split
+    class_names: tuple[str, ...]
+    ipc: int
+    image_size: int
+    observer: Observer
+    threat: Threat
+    device: torch.device
+    seed: int = 0
+    batch_size: int = 256
+    workers: int | None = None
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+    progress: Callable[[int, int], None] = lambda done, total: None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def timed(self, what: str) -> Iterator[None]:
+        """Adds the time inside to `seconds[what]`, which the record tells."""
+        started = time.perf_counter()
+        yield
+        self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - started
+
+
+class Distiller:
+    """Base class of distillers.
+
+    Args:
+        options: the distiller's own frozen options.
+    """
+
+    task: Task
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.options})"
+
+    def setup(self, task: Task) -> None:
+        """Called once, before anything is written.
+
+        Raises:
+            UserError: options that this data cannot serve.
+        """
+        self.task = task
+
+    def settings(self) -> dict[str, Any]:
+        """What the options came to for this data, for the record and for methods that train on it."""
+        return {}
+
+    def distill(self, classes: Sequence[int]) -> Iterator[DistilledClass]:
+        """Makes the images of some classes, in that order."""
+        raise NotImplementedError
