@@ -444,7 +444,7 @@ def test_teachers_are_trained_kept_frozen_and_used_again(train_small, monkeypatc
         teacher = run.teachers[option]
         assert not any(module.training for module in teacher.modules())
         assert all(p.grad is None and not p.requires_grad for p in teacher.parameters())
-        assert equal(teacher.model.state_dict(), weights(folder / "best")), "nothing of it has moved"
+        assert equal(teacher.network.model.state_dict(), weights(folder / "best")), "nothing of it has moved"
 
     given = {option: str(first.output / option) for option in made_by}
     again = train_small(method, output="again", method_args=given)
