@@ -227,7 +227,8 @@ def cost(name: str) -> str:
         for way, seconds in ways.items()
         if way.startswith("timm-robust") and name in way.removeprefix("timm-robust ").split("+")
     ]
-    return f"A training step costs {'; '.join(told)}." if told else ""
+    notes = [f" `{r['name']}`: {r['note']}." for r in records() if r.get("note") and f"`{r['name']}`" in "".join(told)]
+    return f"A training step costs {'; '.join(told)}.{''.join(notes)}" if told else ""
 
 
 def methods() -> str:
