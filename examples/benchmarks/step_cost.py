@@ -7,7 +7,7 @@ The floor of a k-step method: k x (forward + backward to the input) + (forward +
 weight gradients off while attacking and channels_last. Beside it: the engine's step (fgsm-rs, n-fgsm and atas for
 k = 1, else pgd; or any with --methods, what follows a plus being modifiers), a plain torchattacks loop as people write
 it, and a loop that calls `.backward()` inside the attack. All take turns, so that a noisy machine disturbs all alike;
-the ratio is of medians.
+the ratio is the median over the turns.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import argparse
 import contextlib
 import datetime
 import json
+import operator
 import statistics
 import sys
 import tempfile
@@ -166,7 +167,10 @@ def steps(arguments: argparse.Namespace, k: int) -> dict[str, Callable[[], None]
 
 
 def measure(ways: dict[str, Callable[[], None]], repeats: int, device: str) -> dict[str, float]:
-    """Median seconds of each way, taking turns."""
+    """Seconds of each way, taking turns: its median ratio to the floor of the same round, times the median floor.
+
+    A machine whose speed drifts changes a round's times together, and not their ratios.
+    """
     times: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(repeats + 2):
         for name, way in ways.items():
@@ -178,7 +182,11 @@ def measure(ways: dict[str, Callable[[], None]], repeats: int, device: str) -> d
                 torch.cuda.synchronize()
             if number >= 2:  # two rounds of warm-up
                 times[name].append(time.perf_counter() - started)
-    return {name: statistics.median(values) for name, values in times.items()}
+    floors = times["floor"]
+    return {
+        name: statistics.median(floors) * statistics.median(map(operator.truediv, values, floors))
+        for name, values in times.items()
+    }
 
 
 def main() -> None:
