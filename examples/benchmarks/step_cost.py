@@ -56,8 +56,8 @@ def make_engine(arguments: argparse.Namespace, way: str, k: int) -> Engine:
     pixels, labels = torch.rand(4 * n, 3, size, size), torch.arange(4 * n) % 10
     bundle = load_data(((pixels, labels), (pixels[:20], labels[:20])), device=arguments.device)
     known = {option.name for option in describe(manager.load_config(method))}
-    given = {name: value for name, value in (("attack_bn", "eval"), ("steps", k)) if name in known and k > 1}
-    options = parse_options(manager.load_config(method), given or {"attack_bn": "eval"}, owner=method)
+    given = {name: value for name, value in (("attack_bn", "eval"), ("steps", k)) if name in known}
+    options = parse_options(manager.load_config(method), given, owner=method)
     kwargs = SMALL if arguments.small else {}
     network = build_model(
         arguments.model, num_classes=10, image_size=size, model_kwargs=kwargs, data_mean=[0.5] * 3, data_std=[0.25] * 3
