@@ -456,6 +456,24 @@ class Killed(BaseException):
     """Not an Exception, like the end of a process."""
 
 
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_a_run_killed_while_its_teacher_is_trained_goes_on(train_small, monkeypatch, epoch):
+    whole = train_small("hat", "whole")
+    original = Engine._train_epoch
+
+    def killed(self):
+        if self.job.card["method"] == "standard" and self.epoch == epoch:
+            raise Killed
+        return original(self)
+
+    monkeypatch.setattr(Engine, "_train_epoch", killed)
+    with pytest.raises(Killed):
+        train_small("hat", "killed")
+    monkeypatch.setattr(Engine, "_train_epoch", original)
+    resumed = train_small("hat", "killed", resume=True)
+    assert equal(weights(whole.output / "last"), weights(resumed.output / "last"))
+
+
 @pytest.mark.parametrize("beta", [0.0, 6.0])
 def test_lbgat_trains_both_networks_and_resumes(train_small, monkeypatch, beta):
     runs, setup, epoch = [], LBGAT.setup, Engine._train_epoch

@@ -45,7 +45,7 @@ from timm_robust.overfitting import Collapsed, Watch
 from timm_robust.passes import PassCounter
 from timm_robust.progress import Display
 from timm_robust.result import was_stopped
-from timm_robust.snapshots import end_early, keep, restore, save_aside
+from timm_robust.snapshots import anything_kept, end_early, keep, restore, save_aside
 from timm_robust.warmup import warm_up_eps
 
 
@@ -127,7 +127,7 @@ class Engine:
         job = self.job
         self.defense.setup(self.run)
         self.modifiers.setup(self.run)
-        rows = restore(self) if job.resume else []
+        rows = restore(self) if job.resume and anything_kept(self) else []
         if job.resume:
             self.display.say(f"resuming after epoch {self.epoch} of {job.recipe.epochs}")
         observers = job.observers

@@ -39,6 +39,11 @@ def state_of(engine: Engine) -> dict[str, Any]:
     }
 
 
+def anything_kept(engine: Engine) -> bool:
+    """Whether an epoch was ever kept; not if the run was killed in its first, or while a teacher was trained."""
+    return (engine.job.output / METRICS).exists()
+
+
 def restore(engine: Engine) -> list[dict[str, Any]]:
     """Puts the engine back to the end of the epoch in last/; returns the rows up to there."""
     state = load_state(engine.job.output / "last")
