@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from timm_robust_plugins.trades.trades import trades_loss
+from timm_robust_plugins.trades.trades import TRADES, trades_loss
 from torch import Tensor
 
 from timm_robust.data.batch import Batch
-from timm_robust.defense import Defense, Perturbed, StepOutput
+from timm_robust.defense import Perturbed, StepOutput
 
 from .options import HatOptions
 
@@ -39,17 +39,10 @@ def hat_loss(
     return robust + gamma * F.cross_entropy(helper_logits, helper_labels)
 
 
-class HAT(Defense):
-    """TRADES, and images beyond the ball that a standard network labels by what it sees at the ball's edge."""
+class HAT(TRADES):
+    """TRADES with its attack, and images beyond the ball that a standard network labels by what it sees at its edge."""
 
     options: HatOptions
-    norms = ("Linf",)
-
-    def perturb(self, batch: Batch) -> Perturbed:
-        options = self.options
-        step = options.step_ratio * self.run.threat.eps
-        images = self.attack(batch.images, batch.targets, "tpgd", bn=options.attack_bn, alpha=step, steps=options.steps)
-        return Perturbed(images)
 
     def loss(self, batch: Batch, perturbed: Perturbed) -> StepOutput:
         model, options = self.run.model, self.options

@@ -9,11 +9,11 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from timm_robust_plugins.trades.trades import trades_loss
+from timm_robust_plugins.trades.trades import TRADES, trades_loss
 from torch import Tensor, nn
 
 from timm_robust.data.batch import Batch
-from timm_robust.defense import Defense, Perturbed, StepOutput
+from timm_robust.defense import Perturbed, StepOutput
 
 from .options import LbgatOptions
 
@@ -35,21 +35,14 @@ def lbgat_loss(
     return trades_loss(natural_loss + guidance, clean_logits, adversarial_logits, beta=beta)
 
 
-class LBGAT(Defense):
+class LBGAT(TRADES):
     """The robust network sees no label: it follows the logits of a natural one that is trained beside it."""
 
     options: LbgatOptions
-    norms = ("Linf",)
 
     def companion(self, build: Callable[..., nn.Module]) -> nn.Module:
         name = self.options.natural_model
         return build(name) if name else build()
-
-    def perturb(self, batch: Batch) -> Perturbed:
-        options = self.options
-        step = options.step_ratio * self.run.threat.eps
-        images = self.attack(batch.images, batch.targets, "tpgd", bn=options.attack_bn, alpha=step, steps=options.steps)
-        return Perturbed(images)
 
     def loss(self, batch: Batch, perturbed: Perturbed) -> StepOutput:
         beta = self.options.beta
