@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import zipfile
+from functools import partial
 from pathlib import Path
 
 # Before torch is imported: threads only wait for each other on networks this small, badly so on a busy machine.
@@ -13,6 +15,8 @@ import pytest
 import torch
 
 from timm_robust.models import PixelModel, build_model
+
+SCRIPTS = Path(__file__).resolve().parents[1] / "examples/cifar10"
 
 SMALL = {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}
 
@@ -56,6 +60,14 @@ def train_small(tmp_path, few_digits):
         return timm_robust.train(method=method, output=tmp_path / output, **{**defaults, **settings})
 
     return run
+
+
+@pytest.fixture(scope="session")
+def subset(cifar10):
+    """`subset(train=..., val=..., test=...)`: so many images of each split of CIFAR-10, as the scripts take them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(SCRIPTS))
+        return partial(importlib.import_module("subset").subset, str(cifar10))
 
 
 @pytest.fixture(scope="session")

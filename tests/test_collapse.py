@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import timm
 import torch
 
 import timm_robust
-from timm_robust.data import load_data
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
@@ -17,15 +15,8 @@ SMALL = {"layers": [1, 1, 1, 1], "channels": [16, 32, 64, 128]}
 
 
 @pytest.fixture(scope="module")
-def images(cifar10):
-    """10,000 training, 500 validation and 500 test images as tensors, each from its own split."""
-    bundle = load_data(str(cifar10), seed=0)
-
-    def some(split, n):
-        order = np.random.default_rng(0).permutation(len(split))[:n]
-        return split.pixels[order].permute(0, 3, 1, 2).contiguous(), torch.from_numpy(split.labels[order])
-
-    return {"train": some(bundle.train, 10_000), "val": some(bundle.val, 500), "test": some(bundle.test, 500)}
+def images(subset):
+    return subset(train=10_000, val=500, test=500)
 
 
 @pytest.fixture

@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
+import importlib
 
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+from .conftest import SCRIPTS
 
-SCRIPT = Path(__file__).resolve().parents[1] / "examples/cifar10/overfitting.py"
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("overfitting", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def images(script, cifar10):
-    return script.images(str(cifar10))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(SCRIPTS))
+        return importlib.import_module("overfitting")
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_gap_between_best_and_last(script, images, tmp_path, seed):
+def test_gap_between_best_and_last(script, subset, tmp_path, seed):
+    images = subset(**script.IMAGES)
     gaps = {method: script.run(method, seed, images, tmp_path)["gap"] for method in script.METHODS}
     print(seed, gaps)
     assert gaps["pgd"] >= 0.04

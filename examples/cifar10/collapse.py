@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from subset import subset
 
 import timm_robust
-from timm_robust.data import load_data
 from timm_robust.report.curves import draw
 from timm_robust.versions import hardware, versions
 
@@ -28,21 +27,6 @@ RESULTS = Path(__file__).resolve().parents[1] / "results"
 NETWORK = {"layers": [1, 1, 1, 1], "channels": [16, 32, 64, 128]}
 METHODS = ("fgsm", "fgsm-rs", "n-fgsm", "atas", "gradalign", "seat")
 TRAIN, CHECK, TEST = 10_000, 1_000, 1_000
-
-
-def images(data: str) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """An even share of each class for training, check and test; check images are none of the training images."""
-    bundle = load_data(data, seed=0)
-
-    def some(split: Any, n: int) -> tuple[torch.Tensor, torch.Tensor]:
-        order = np.random.default_rng(0).permutation(len(split))[:n]
-        return split.pixels[order].permute(0, 3, 1, 2).contiguous(), torch.from_numpy(split.labels[order])
-
-    return {
-        "train": some(bundle.train, TRAIN),
-        "val": some(bundle.val, min(CHECK, len(bundle.val))),
-        "test": some(bundle.test, TEST),
-    }
 
 
 def run(method: str, data: Any, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -108,7 +92,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/collapse"))
     parser.add_argument("--no-record", action="store_true")
     arguments = parser.parse_args()
-    data = images(arguments.data)
+    data = subset(arguments.data, train=TRAIN, val=CHECK, test=TEST)
     found = {}
     for method in arguments.methods:
         found[method] = run(method, data, arguments)

@@ -18,16 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from subset import subset
 
 import timm_robust
-from timm_robust.data import load_data
 from timm_robust.report.curves import draw
 from timm_robust.versions import hardware, versions
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 NETWORK = {"layers": [1, 1, 1, 1], "channels": [16, 32, 64, 128]}
-TRAIN, CHECK, TEST, EPOCHS = 1_000, 500, 2_000, 30
+IMAGES = {"train": 1_000, "val": 500, "test": 2_000}
+EPOCHS = 30
 
 ATTACK = {"steps": 3, "step_ratio": 0.5}
 METHODS: dict[str, dict[str, Any]] = {
@@ -44,19 +44,8 @@ RECIPE = {
     "milestones": "0.8",
     "augment": "none",
     "check_attack": "pgd-5-1",
-    "check_examples": CHECK,
+    "check_examples": IMAGES["val"],
 }
-
-
-def images(data: str) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Images drawn from all over each split; validation images are none of the training images."""
-    bundle = load_data(data, seed=0)
-
-    def some(split: Any, n: int) -> tuple[torch.Tensor, torch.Tensor]:
-        order = np.random.default_rng(0).permutation(len(split))[:n]
-        return split.pixels[order].permute(0, 3, 1, 2).contiguous(), torch.from_numpy(split.labels[order])
-
-    return {"train": some(bundle.train, TRAIN), "val": some(bundle.val, CHECK), "test": some(bundle.test, TEST)}
 
 
 def run(method: str, seed: int, data: Any, output: Path, precision: str = "bf16") -> dict[str, Any]:
@@ -108,7 +97,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/overfitting"))
     parser.add_argument("--no-record", action="store_true")
     arguments = parser.parse_args()
-    data = images(arguments.data)
+    data = subset(arguments.data, **IMAGES)
     found: dict[str, list[dict[str, Any]]] = {method: [] for method in arguments.methods}
     for seed in arguments.seeds:
         for method in arguments.methods:
@@ -125,8 +114,8 @@ def main() -> None:
         f"--seeds {' '.join(map(str, arguments.seeds))} --precision {arguments.precision}",
         "date": datetime.date.today().isoformat(),
         "eps": "8/255",
-        "training_images": TRAIN,
-        "test_images": TEST,
+        "training_images": IMAGES["train"],
+        "test_images": IMAGES["test"],
         "epochs": EPOCHS,
         "hardware": hardware(),
         "versions": versions(),
@@ -138,8 +127,8 @@ def main() -> None:
         [target.with_suffix(".svg")],
         title="Robust overfitting",
         notes=[
-            f"small ResNet on {TRAIN} CIFAR-10 images, rate falls at 80 %",
-            f"{CHECK} validation images under PGD-5, by epoch",
+            f"small ResNet on {IMAGES['train']} CIFAR-10 images, rate falls at 80 %",
+            f"{IMAGES['val']} validation images under PGD-5, by epoch",
         ],
     )
     print(f"record: {target}, picture: {target.with_suffix('.svg')}; python examples/results/tables.py fills the cards")

@@ -20,12 +20,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
+from subset import subset
 from timm_robust_plugins.ssat.evaluate import ATTACKS, evaluate, table
 
 import timm_robust
-from timm_robust.data import load_data
 from timm_robust.report.curves import COLOURS, STYLE
 from timm_robust.versions import hardware, versions
 
@@ -38,17 +36,6 @@ FULL = {"train": 10_000, "val": 1_000, "test": 1_000, "hard": 200, "epochs": (40
 TINY = {"train": 400, "val": 100, "test": 40, "hard": 4, "epochs": (1, 1, 1), "every": 2, "queries": 20}
 """Images, those for the strong attacks, epochs of pre-training, fine-tuning and training with labels, batches from one
 checkpoint to the next, and queries of Square."""
-
-
-def images(data: str, size: dict[str, Any]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Images drawn from all over each split; validation images are none of the training images."""
-    bundle = load_data(data, seed=0)
-
-    def some(split: Any, n: int) -> tuple[torch.Tensor, torch.Tensor]:
-        order = np.random.default_rng(0).permutation(len(split))[:n]
-        return split.pixels[order].permute(0, 3, 1, 2).contiguous(), torch.from_numpy(split.labels[order])
-
-    return {name: some(getattr(bundle, name), size[name]) for name in ("train", "val", "test")}
 
 
 def train(method: str, data: Any, output: Path, *, epochs: int, seed: int, precision: str, **settings: Any) -> Path:
@@ -112,7 +99,7 @@ def main() -> None:
     parser.add_argument("--no-record", action="store_true")
     arguments = parser.parse_args()
     size = TINY if arguments.tiny else FULL
-    data = images(arguments.data, size)
+    data = subset(arguments.data, train=size["train"], val=size["val"], test=size["test"])
     common = {"data": data, "output": arguments.output, "seed": arguments.seed, "precision": arguments.precision}
     pretraining, finetuning, labelled = size["epochs"]
     # a larger rate than the authors', who pre-train 300 epochs
