@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import random
 import sys
 
 import pytest
@@ -12,8 +13,8 @@ from torch import nn
 
 import timm_robust
 from timm_robust.errors import UserError
-from timm_robust.evaluation import evaluate_model, parse_measure, run_autoattack
-from timm_robust.evaluation.autoattack import attacks_for
+from timm_robust.evaluation import autoattack, evaluate_model, parse_measure, run_autoattack
+from timm_robust.evaluation.autoattack import STANDS, VERSIONS, attacks_for
 from timm_robust.threat import Threat, make_threat
 
 THREAT = make_threat(image_size=8)
@@ -36,41 +37,140 @@ def labelled(model: nn.Module, n: int = 10):
     return images, targets
 
 
-def by_hand(model, images, targets, threat, *, batch_size, seed):
-    """AutoAttack as its readme says."""
+def by_hand(model, images, targets, threat, *, batch_size, seed, version="standard", attacks=None, n_targets=9):
+    """AutoAttack as its readme says; below ten classes with the attacks and targets that exist."""
     from pyautoattack import AutoAttack
 
-    adversary = AutoAttack(model, norm=threat.norm, eps=threat.eps, version="standard", seed=seed, device="cpu")
-    return adversary.run_standard_evaluation(images, targets, batch_size=batch_size)[1] == targets
+    adversary = AutoAttack(model, norm=threat.norm, eps=threat.eps, version=version, seed=seed, device="cpu")
+    adversary.attacks_to_run = attacks or adversary.attacks_to_run
+    for part in (adversary.apgd_targeted, adversary.fab):
+        part.n_target_classes = min(part.n_target_classes, n_targets)
+    with torch.random.fork_rng():
+        return adversary.run_standard_evaluation(images, targets, batch_size=batch_size)[1] == targets
 
 
 @pytest.mark.parametrize(
-    ("threat", "batch_size"),
-    [(Threat("Linf", 2 / 255, "2/255"), 5), (Threat("L2", 0.1, "0.1"), 12)],
-    ids=["Linf", "L2"],
+    ("threat", "batch_size", "version"),
+    [
+        (Threat("Linf", 2 / 255, "2/255"), 5, "standard"),
+        (Threat("L2", 0.1, "0.1"), 12, "standard"),
+        (Threat("L1", 1.0, "1"), 12, "standard"),
+        (Threat("Linf", 2 / 255, "2/255"), 12, "plus"),
+        (Threat("Linf", 2 / 255, "2/255"), 4, "rand"),
+    ],
+    ids=["Linf", "L2", "L1", "plus", "rand"],
 )
-def test_verdicts_are_those_of_the_implementation_by_hand(threat, batch_size):
+def test_verdicts_are_those_of_the_implementation_by_hand(threat, batch_size, version):
     model = network()
     images, targets = labelled(model)
-    expected = by_hand(model, images, targets, threat, batch_size=batch_size, seed=3)
-    result = run_autoattack(model, images, targets, threat, batch_size=batch_size, seed=3)
+    expected = by_hand(model, images, targets, threat, batch_size=batch_size, seed=3, version=version)
+    result = run_autoattack(model, images, targets, threat, batch_size=batch_size, seed=3, version=version)
     assert torch.equal(result.robust, expected)
     assert 0 < result.robust.float().mean() < 1, "the case must tell something"
-    assert list(result.after) == ["apgd-ce", "apgd-t", "fab-t", "square"]
-    assert list(result.after.values()) == sorted(result.after.values(), reverse=True)
-    assert result.after["square"] == pytest.approx(result.robust.float().mean().item())
+    assert tuple(result.after) == VERSIONS[version]
+    shares = list(result.after.values())
+    assert shares == sorted(shares, reverse=True) and shares[-1] == pytest.approx(expected.float().mean().item())
+    assert list(result.seconds) == list(result.after)
 
 
-@pytest.mark.parametrize("classes", [2, 3, 4, 9])
-def test_few_classes(classes):
-    """The implementations crash below ten classes."""
+@pytest.mark.parametrize("classes", [2, 3, 5, 10, 100])
+def test_verdicts_are_the_same_attack_by_attack(classes, monkeypatch):
+    """The implementation's own state says which images stand after each of its attacks."""
+    from pyautoattack.state import EvaluationState
+
+    stood = {}
+
+    def note(state, attack):
+        stood[attack] = state.robust_flags.clone()
+
+    monkeypatch.setattr(EvaluationState, "add_run_attack", note)
     model = network(classes)
+    images, targets = labelled(model, 8)
+    threat = Threat("Linf", 2 / 255, "2/255")
+    attacks, n_targets = attacks_for(classes)
+    assert ("apgd-t" in attacks) == (classes >= 4) and n_targets == min(9, classes - 1)
+    by_hand(model, images, targets, threat, batch_size=4, seed=1, attacks=attacks, n_targets=n_targets)
+    result = run_autoattack(model, images, targets, threat, batch_size=4, seed=1)
+    assert list(result.after) == list(stood) == attacks
+    assert result.fell_to[0] == 0, "misclassified from the start"
+    for place, attack in enumerate(attacks, 1):
+        assert torch.equal((result.fell_to == STANDS) | (result.fell_to > place), stood[attack]), attack
+        assert result.after[attack] == pytest.approx(stood[attack].float().mean().item())
+
+
+class Killed(Exception):
+    pass
+
+
+class Mortal(nn.Module):
+    """A network that dies at a given forward pass, as a process does."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.left = inner, None
+
+    def forward(self, x):
+        if self.left is not None:
+            self.left -= 1
+            if self.left < 0:
+                raise Killed
+        return self.inner(x)
+
+
+@pytest.fixture
+def shorter_attacks(monkeypatch):
+    """The same attacks with fewer iterations."""
+    build = autoattack._build
+
+    def shorter(*arguments):
+        adversary = build(*arguments)
+        for part in (adversary.apgd, adversary.apgd_targeted, adversary.fab):
+            part.n_iter = 12
+        adversary.square.n_queries = 150
+        return adversary
+
+    monkeypatch.setattr(autoattack, "_build", shorter)
+
+
+def test_killed_at_twenty_random_moments_the_verdicts_are_the_same(tmp_path, shorter_attacks):
+    model = Mortal(network()).eval()
+    images, targets = labelled(model, 12)
+    threat = Threat("Linf", 1.5 / 255, "1.5/255")
+    settings = {"attacks": ["pgd-5-1", "autoattack"], "batch_size": 5, "seed": 2}
+    whole = evaluate_model(model, images, targets, threat, **settings)
+    file, moments = tmp_path / "state", random.Random(0)
+    kills = 0
+    while kills < 20:
+        model.left = moments.randrange(1, 900)
+        try:
+            again = evaluate_model(model, images, targets, threat, keep=file, **settings)
+        except Killed:
+            kills += 1
+        else:
+            file.unlink()
+        finally:
+            model.left = None
+    again = evaluate_model(model, images, targets, threat, keep=file, **settings)
+    for name, entry in whole.attacks.items():
+        for what in entry.keys() - {"seconds", "seconds_by_attack"}:
+            assert again.attacks[name][what] == entry[what], what
+
+
+def test_a_kept_evaluation_of_something_else_is_refused(tmp_path):
+    model = network()
     images, targets = labelled(model, 6)
-    result = run_autoattack(model, images, targets, Threat("Linf", 4 / 255, "4/255"))
-    assert len(result.robust) == 6 and not result.robust[0]
-    attacks, targets_taken = attacks_for(classes)
-    assert ("apgd-t" in attacks) == (classes >= 4) and targets_taken == classes - 1
-    assert list(result.after) == attacks
+    file = tmp_path / "state"
+    evaluate_model(model, images, targets, THREAT, attacks=["fgsm"], keep=file)
+    with pytest.raises(UserError, match=r"another batch size \(250, now 3\): run the command that began it"):
+        evaluate_model(model, images, targets, THREAT, attacks=["fgsm"], keep=file, batch_size=3)
+    with torch.no_grad():
+        model[0].weight.add_(0.01)
+    with pytest.raises(UserError, match="another checkpoint"):
+        evaluate_model(model, images, targets, THREAT, attacks=["fgsm"], keep=file)
+    evaluate_model(model, images, targets, THREAT, attacks=["fgsm"], keep=file, restart=True)
+    file.write_text(file.read_text()[:50])
+    with pytest.raises(UserError, match="cannot be read"):
+        evaluate_model(model, images, targets, THREAT, attacks=["fgsm"], keep=file)
 
 
 class FakeAuthorsPackage:
@@ -81,12 +181,7 @@ class FakeAuthorsPackage:
 
         self.inner = AutoAttack(model, norm=norm, eps=eps, seed=seed, version=version, device=device)
         self.apgd, self.apgd_targeted, self.fab = self.inner.apgd, self.inner.apgd_targeted, self.inner.fab
-        self.attacks_to_run, self.logger = self.inner.attacks_to_run, None
-
-    def run_standard_evaluation(self, x_orig, y_orig, bs=250, return_labels=False):
-        self.inner.logger, self.inner.attacks_to_run = self.logger, self.attacks_to_run
-        adversarial, labels = self.inner.run_standard_evaluation(x_orig, y_orig, batch_size=bs)
-        return (adversarial, labels) if return_labels else adversarial
+        self.square = self.inner.square
 
 
 def test_the_authors_interface_gives_the_same(monkeypatch):

@@ -6,6 +6,7 @@ Torch-free at import; the checks that need nothing heavy come before anything he
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -365,9 +366,13 @@ def evaluate(
     download: bool = False,
     device: str | None = None,
     json: str | Path | None = None,
+    restart: bool = False,
     quiet: bool = False,
 ) -> Evaluation:
     """Measures a checkpoint on the test split of a data set, without loading any plugin.
+
+    What is measured so far is kept beside the record, or in the checkpoint's folder where none is written, until all is
+    done: the same call goes on after a kill, with the same verdicts as an uninterrupted run.
 
     Args:
         checkpoint: a run's folder (its best checkpoint), a checkpoint folder, or a module in eval mode.
@@ -380,6 +385,7 @@ def evaluate(
         data_dir, download: for timm data sets, as in `train`.
         device: by default the best there is.
         json: file for the record.
+        restart: begin anew, whatever an earlier call that was stopped has measured.
         quiet: no progress.
 
     Raises:
@@ -426,6 +432,9 @@ def evaluate(
         eps = trained.get("eps_text")
     threat = make_threat(norm or trained.get("norm", "Linf"), eps, image_size=bundle.image_size)
     images, targets = as_tensors(bundle.test, n_examples or len(bundle.test))
+    keep = _kept_progress(checkpoint, json)
+    if keep is not None and keep.exists() and not restart:
+        display.say(f"going on with what {keep} keeps of an evaluation that was stopped")
     with _measuring(display) as report:
         result = evaluate_model(
             network,
@@ -438,10 +447,26 @@ def evaluate(
             checkpoint=where,
             data=bundle.name,
             progress=report,
+            keep=keep,
+            restart=restart,
         )
     if json is not None:
         _write_record(Path(json), result, display)
+    if keep is not None:
+        keep.unlink(missing_ok=True)
     return result
+
+
+def _kept_progress(checkpoint: Any, json: str | Path | None) -> Path | None:
+    """Where an evaluation keeps what it has measured: beside its record, else with the checkpoint if that can be."""
+    if json is not None:
+        return Path(json).with_suffix(".unfinished")
+    if not isinstance(checkpoint, (str, Path)):
+        return None
+    from timm_robust.checkpoint import find_checkpoint
+
+    folder = find_checkpoint(checkpoint)
+    return folder / "evaluation.unfinished" if os.access(folder, os.W_OK) else None
 
 
 def _write_record(path: Path, result: Evaluation, display: Display) -> None:
@@ -485,6 +510,6 @@ def _decoding(display: Display) -> Iterator[Callable[[int, int], None]]:
 
 
 @contextlib.contextmanager
-def _measuring(display: Display) -> Iterator[Callable[[str, int, int], None]]:
-    with display.bar("measuring", 1):
-        yield lambda name, done, total: display.advance(done, title=name, total=total)
+def _measuring(display: Display) -> Iterator[Callable[[str, float, float, str], None]]:
+    with display.bar("measuring", 1, share=True):
+        yield lambda name, done, total, status: display.advance(done, title=name, total=total, status=status)

@@ -8,7 +8,15 @@ from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 
 class Display:
@@ -30,15 +38,19 @@ class Display:
         self.status = ""
 
     @contextlib.contextmanager
-    def bar(self, title: str, total: int) -> Iterator[None]:
-        """A bar of `total` steps that disappears when done; without a terminal nothing is drawn."""
+    def bar(self, title: str, total: int, *, share: bool = False) -> Iterator[None]:
+        """A bar of `total` steps that disappears when done; without a terminal nothing is drawn.
+
+        Args:
+            share: show the share done instead of the number of steps.
+        """
         if self.quiet or not self.console.is_terminal:
             yield
             return
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=28),
-            MofNCompleteColumn(),
+            TaskProgressColumn() if share else MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[status]}"),
@@ -57,7 +69,7 @@ class Display:
         return self._progress is not None and time.perf_counter() - self._updated >= self.interval
 
     def advance(
-        self, done: int, *, title: str | None = None, total: int | None = None, status: str | None = None
+        self, done: float, *, title: str | None = None, total: float | None = None, status: str | None = None
     ) -> None:
         """Moves the bar to `done`."""
         if self._progress is None:

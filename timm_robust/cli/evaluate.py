@@ -33,9 +33,15 @@ def evaluate(
     download: Annotated[bool, typer.Option("--download", help="Let timm data sets be fetched.")] = False,
     device: Annotated[Optional[str], typer.Option(help="cpu stays off a GPU.")] = None,
     json_: Annotated[Optional[Path], typer.Option("--json", help="Write the record here.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume/--restart", help="Go on after a kill, with the same verdicts, or begin anew.")
+    ] = True,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
-    """Measure a checkpoint on the test split; no plugin is loaded for that."""
+    """Measure a checkpoint on the test split; no plugin is loaded for that.
+
+    The same line goes on where a killed one stopped.
+    """
     from timm_robust.api import evaluate as run
 
     result = run(
@@ -51,6 +57,7 @@ def evaluate(
         download=download,
         device=device,
         json=json_,
+        restart=not resume,
         quiet=quiet,
     )
     print_accuracies(result, f"{result.checkpoint} on {result.data}, {result.threat}, seed {seed}")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,15 +15,23 @@ from torch import Tensor, nn
 from timm_robust.attacks import Attacker
 from timm_robust.data.batch import Batch
 from timm_robust.errors import UserError
-from timm_robust.evaluation.accuracy import Measure, accuracy, parse_measure, require_eval, verdicts
-from timm_robust.evaluation.autoattack import AutoAttackResult, run_autoattack
+from timm_robust.evaluation.accuracy import Measure, parse_measure, require_eval, verdicts
+from timm_robust.evaluation.autoattack import (
+    AutoAttackProgress,
+    AutoAttackResult,
+    attacks_for,
+    implementation_version,
+    run_autoattack,
+)
+from timm_robust.evaluation.budget import Meter
+from timm_robust.evaluation.state import EvaluationState, images_hash, weights_hash
 from timm_robust.threat import Threat
 from timm_robust.versions import hardware, versions
 
 __all__ = ["AutoAttackResult", "Evaluation", "Measure", "evaluate_model", "parse_measure", "run_autoattack"]
 
-Progress = Callable[[str, int, int], None]
-"""Called with the name of what runs, how much is done, and the total."""
+Progress = Callable[[str, float, float, str], None]
+"""Called with the name of what runs, how much is done, the total, and what is known so far."""
 
 
 @dataclass
@@ -78,6 +88,8 @@ def evaluate_model(
     data: str = "",
     examples: dict[str, int] | None = None,
     progress: Progress | None = None,
+    keep: Path | None = None,
+    restart: bool = False,
 ) -> Evaluation:
     """Clean accuracy and each named attack, in float32.
 
@@ -90,64 +102,109 @@ def evaluate_model(
         seed: of every random draw.
         examples: how many of the images an attack takes, by its name, where not all.
         progress: told what runs and how far it is.
+        keep: file for what is measured so far; the same call goes on from it. To be deleted when the record is safe.
+        restart: forget what that file keeps.
 
     Raises:
-        UserError: a model in train mode, unknown attack names, images outside [0, 1], labels that the model lacks.
+        UserError: a model in train mode, unknown attack names, images outside [0, 1], labels that the model lacks, or
+            a file that keeps another evaluation.
     """
     require_eval(model)
     measures = [parse_measure(name) for name in attacks]
     device = next(model.parameters()).device
     _check(model, images, targets, device)
+    key = {} if keep is None else _key(model, images, targets, threat, batch_size, seed)
+    state = EvaluationState(keep, key, restart=restart)
     attacker = Attacker(model, threat)
 
-    def run(measure: Measure, n: int) -> Tensor:
+    def run(measure: Measure, n: int) -> list[int]:
         done = 0
 
         def count(images_done: int) -> None:
             nonlocal done
             done += images_done
             if progress:
-                progress(measure.name, done, n)
+                progress(measure.name, done, n, "")
 
-        return verdicts(
-            measure, attacker, _batches(images[:n], targets[:n], batch_size, device), seed=seed, progress=count
+        batches = _batches(images[:n], targets[:n], batch_size, device)
+        return verdicts(measure, attacker, batches, seed=seed, progress=count).int().tolist()
+
+    def autoattack(measure: Measure, n: int) -> dict[str, Any]:
+        version = measure.name.partition("-")[2] or "standard"
+        at = AutoAttackProgress(**state.running.get(measure.name, {}))
+        tell = _Bar(measure.name, model, version, images[:1].to(device), n, progress) if progress else None
+        outcome = run_autoattack(
+            model,
+            images[:n].to(device),
+            targets[:n].to(device),
+            threat,
+            version=version,
+            batch_size=batch_size,
+            seed=seed,
+            on_batch=tell,
+            progress=at,
+            keep=(lambda at: state.keep(measure.name, at.to_dict())) if keep else None,
         )
+        return {
+            "implementation": outcome.implementation,
+            "version": version,
+            "batch_size": batch_size,
+            "after": outcome.after,
+            "seconds_by_attack": outcome.seconds,
+            "flags": outcome.flags,
+            "robust": outcome.robust.int().tolist(),
+        }
 
-    clean = run(parse_measure("clean"), len(images))
-    result = Evaluation(checkpoint, data, threat, len(images), seed, accuracy(clean))
-    for measure in measures:
-        if measure.name == "clean":
-            continue
+    def measured(measure: Measure) -> dict[str, Any]:
         n = min((examples or {}).get(measure.name, len(images)), len(images))
         started = time.perf_counter()
-        extra: dict[str, Any] = {}
-        if measure.name == "autoattack":
-            outcome = run_autoattack(
-                model,
-                images[:n].to(device),
-                targets[:n].to(device),
-                threat,
-                batch_size=batch_size,
-                seed=seed,
-                on_batch=lambda attack, i, total: progress(f"autoattack {attack}", i, total) if progress else None,
-            )
-            stands = outcome.robust
-            extra = {
-                "implementation": outcome.implementation,
-                "batch_size": batch_size,
-                "after": outcome.after,
-                "flags": outcome.flags,
-            }
+        if measure.name.startswith("autoattack"):
+            entry = autoattack(measure, n)
+            seconds = sum(entry["seconds_by_attack"].values())
         else:
-            stands = run(measure, n)
-        result.attacks[measure.name] = {
-            "robust_accuracy": accuracy(stands),
-            "n_examples": n,
-            "seconds": round(time.perf_counter() - started, 2),
-            **extra,
-            "robust": stands.int().tolist(),
-        }
+            entry = {"robust": run(measure, n)}
+            seconds = time.perf_counter() - started
+        share = sum(entry["robust"]) / n
+        robust = entry.pop("robust")
+        return {"robust_accuracy": share, "n_examples": n, "seconds": round(seconds, 2), **entry, "robust": robust}
+
+    clean = state.once("clean", lambda: measured(parse_measure("clean")))
+    result = Evaluation(checkpoint, data, threat, len(images), seed, clean["robust_accuracy"])
+    for measure in measures:
+        if measure.name != "clean":
+            result.attacks[measure.name] = state.once(measure.name, partial(measured, measure))
     return result
+
+
+class _Bar:
+    """Turns AutoAttack's batches into work done, work in all, and the robust accuracy so far."""
+
+    def __init__(self, name: str, model: nn.Module, version: str, image: Tensor, n: int, progress: Progress) -> None:
+        with torch.no_grad():
+            attacks, _ = attacks_for(model(image).shape[1], version)
+        self.name, self.n, self.progress = name, n, progress
+        self.meter = Meter(attacks, n)
+
+    def __call__(self, attack: str, number: int, of: int, standing: float) -> None:
+        done, total = self.meter.update(attack, number / of, round(standing * self.n))
+        self.progress(f"{self.name} {attack}", done, total, f"robust so far {standing:.1%}")
+
+
+def _key(
+    model: nn.Module, images: Tensor, targets: Tensor, threat: Threat, batch_size: int, seed: int
+) -> dict[str, Any]:
+    """What verdicts depend on."""
+    return {
+        "checkpoint": weights_hash(model),
+        "data": images_hash(images, targets),
+        "n_examples": len(images),
+        "threat": f"{threat.norm} {threat.eps!r}",
+        "batch_size": batch_size,
+        "seed": seed,
+        "device": next(model.parameters()).device.type,
+        "torch": torch.__version__,
+        "implementation": implementation_version(),
+    }
 
 
 def _batches(images: Tensor, targets: Tensor, size: int, device: torch.device) -> list[Batch]:

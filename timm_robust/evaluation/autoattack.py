@@ -1,8 +1,10 @@
-"""AutoAttack *standard*, through whichever implementation is installed, verdict for verdict.
+"""AutoAttack through whichever implementation is installed, verdict for verdict, attack by attack.
 
 F. Croce, M. Hein, Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free attacks,
-ICML 2020, arXiv:2003.01690. The released package is `pyautoattack`, the authors' repository installs `autoattack`; they
-differ in constructor, call and logging, and neither handles fewer than ten classes. All of that is kept in this file.
+ICML 2020, arXiv:2003.01690. The released package is `pyautoattack`, the authors' repository installs `autoattack`;
+their constructors and logs differ, and neither handles fewer than ten classes nor resumes. The attacks, their checks
+and their draws are the package's; which images they get, in which batches and with which seed, is decided here as
+there, so that an evaluation can be killed between any two batches and go on.
 """
 
 from __future__ import annotations
@@ -10,22 +12,34 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import importlib.util
-import inspect
 import io
 import logging
-import re
 import sys
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from timm_robust.attacks import crafting
-from timm_robust.errors import UserError
+from timm_robust.errors import UserError, unknown
 from timm_robust.evaluation.accuracy import require_eval
 from timm_robust.threat import Threat
+
+STANDS, WRONG = -1, 0
+"""What `fell_to` says of an image that stands, and of one that was misclassified before any attack."""
+
+VERSIONS = {
+    "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
+    "plus": ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"),
+    "rand": ("apgd-ce", "apgd-dlr"),
+}
+"""The published ensembles, in the order they run."""
+
+CLASSES_NEEDED = {"apgd-dlr": 3, "apgd-t": 4}
+"""The DLR loss takes the third largest logit, its targeted form the fourth."""
 
 FLAGS = {
     "randomized defense": "the outputs are random: AutoAttack's `rand` version would be needed",
@@ -43,34 +57,51 @@ class AutoAttackResult:
 
     Attributes:
         robust: bool [N], whether each image stands after all attacks, in data order.
+        fell_to: int64 [N], the attack that broke each image, counted from 1 in the order of `after`; 0 where it was
+            misclassified before any attack, -1 where it stands.
         after: share of images that stand after each attack, in [0, 1], keyed by attack in the order they ran.
+        seconds: of each attack.
         flags: AutoAttack's own warnings, explained.
         implementation: package and version that ran.
     """
 
     robust: Tensor
+    fell_to: Tensor
     after: dict[str, float]
+    seconds: dict[str, float]
     flags: list[str]
     implementation: str
 
 
 @dataclass
-class _Log:
-    """Stands in for either implementation's logger: counts what each attack broke, keeps the warnings."""
+class AutoAttackProgress:
+    """Where a run is, in plain values; a run given it goes on with the batch after.
 
-    total: int
-    clean: float = 0.0
-    broken: dict[str, int] = field(default_factory=dict)
+    Attributes:
+        fell_to: as in `AutoAttackResult`; empty before the images were classified.
+        attack: the attack that runs.
+        batches: how many of its batches are done.
+        seconds: of each attack so far.
+        flags: warnings so far.
+    """
+
+    fell_to: list[int] = field(default_factory=list)
+    attack: str = ""
+    batches: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
     flags: list[str] = field(default_factory=list)
-    on_batch: Callable[[str, int, int], None] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class _Log:
+    """Stands in for the package's logger, and keeps its warnings."""
+
+    def __init__(self, flags: list[str]) -> None:
+        self.flags = flags
 
     def log(self, message: str) -> None:
-        done = re.match(r"(\S+) - (\d+)/(\d+) - (\d+) out of \d+ successfully perturbed", message)
-        if done:
-            attack = done[1]
-            self.broken[attack] = self.broken.get(attack, 0) + int(done[4])
-            if self.on_batch:
-                self.on_batch(attack, int(done[2]), int(done[3]))
         for words, meaning in FLAGS.items():
             if words in message and meaning not in self.flags:
                 self.flags.append(meaning)
@@ -90,16 +121,28 @@ def implementation() -> str:
     raise UserError("AutoAttack is not installed: pip install pyautoattack")
 
 
-def attacks_for(num_classes: int) -> tuple[list[str], int]:
-    """Attacks of the standard ensemble that are defined for so many classes, and how many targets they take.
+def implementation_version(package: str | None = None) -> str:
+    """Package and version, such as "pyautoattack 0.2.0"."""
+    package = package or implementation()
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return f"{package} {importlib.metadata.version(package)}"
+    return f"{package} (version unknown)"
 
-    The targeted DLR loss needs four classes; the targeted attacks have at most K - 1 targets (published: nine).
+
+def attacks_for(num_classes: int, version: str = "standard") -> tuple[list[str], int]:
+    """Attacks of an ensemble that are defined for so many classes, and how many targets there are at most.
+
+    The DLR loss needs three classes, its targeted form four; targeted attacks have at most K - 1 targets (published:
+    nine).
+
+    Raises:
+        UserError: one class, or an unknown version.
     """
     if num_classes < 2:
         raise UserError(f"AutoAttack needs at least 2 classes, this model has {num_classes}")
-    attacks = ["apgd-ce", "apgd-t", "fab-t", "square"]
-    if num_classes < 4:
-        attacks.remove("apgd-t")
+    if version not in VERSIONS:
+        raise unknown("AutoAttack version", version, VERSIONS)
+    attacks = [name for name in VERSIONS[version] if num_classes >= CLASSES_NEEDED.get(name, 2)]
     return attacks, min(9, num_classes - 1)
 
 
@@ -109,12 +152,15 @@ def run_autoattack(
     targets: Tensor,
     threat: Threat,
     *,
+    version: str = "standard",
     batch_size: int = 250,
     seed: int = 0,
-    on_batch: Callable[[str, int, int], None] | None = None,
+    on_batch: Callable[[str, int, int, float], None] | None = None,
+    progress: AutoAttackProgress | None = None,
+    keep: Callable[[AutoAttackProgress], None] | None = None,
     package: str | None = None,
 ) -> AutoAttackResult:
-    """Runs the standard ensemble.
+    """Runs an ensemble of AutoAttack, reference arithmetic and draws.
 
     The verdicts are those of calling the implementation by hand with the same seed and batch size (AutoAttack reseeds
     at each batch, so both matter). The global random state is restored afterwards.
@@ -123,12 +169,15 @@ def run_autoattack(
         model: in eval mode, float32, images in [0, 1] to logits.
         images: float [N, C, H, W] in [0, 1].
         targets: int64 [N].
-        threat: Linf or L2.
-        on_batch: called after each batch with attack, batch number and number of batches.
+        threat: Linf, L2 or L1.
+        version: `standard`, `plus`, or `rand` for models whose outputs are random.
+        on_batch: called after each batch with attack, batch number, number of batches and the share that stands so far.
+        progress: of a run that was stopped; it goes on there, with the same verdicts as an uninterrupted run.
+        keep: called after each batch with where the run is.
         package: `autoattack` or `pyautoattack`; by default whichever is installed.
 
     Raises:
-        UserError: a model in train mode, or no implementation.
+        UserError: a model in train mode, an unknown version, or no implementation.
     """
     require_eval(model)
     package = package or implementation()
@@ -137,57 +186,104 @@ def run_autoattack(
     images, targets = images.contiguous(), targets.contiguous()
     with torch.no_grad():
         num_classes = model(images[:1].to(device)).shape[1]
-    attacks, n_targets = attacks_for(num_classes)
-    log = _Log(total=len(images), on_batch=on_batch)
-    with crafting(model, "eval"), _kept_process_state(package, device), _listening(log):
-        adversary = _build(package, model, threat, seed, device)
-        adversary.attacks_to_run = attacks
-        adversary.apgd_targeted.n_target_classes = n_targets
-        adversary.fab.n_target_classes = n_targets
-        for part in (adversary, adversary.apgd, adversary.apgd_targeted):
-            part.logger = log
-        labels = _run(adversary, images, targets, batch_size)
-    robust = (labels == targets).cpu()
-    return AutoAttackResult(robust, _after(log, attacks, robust), log.flags, f"{package} {_version(package)}")
+    attacks, n_targets = attacks_for(num_classes, version)
+    at = progress or AutoAttackProgress()
+    log = _Log(at.flags)
+    checks = importlib.import_module(f"{package}.checks")
+    with crafting(model, "eval"), _kept_process_state(checks, device), _silenced(), torch.no_grad():
+        adversary = _build(package, model, threat, version, seed, device, n_targets, log)
+        if not at.fell_to:
+            _check_defense(checks, model, images[:batch_size].to(device), targets[:batch_size].to(device), version, log)
+            right = torch.cat(
+                [
+                    model(x.to(device)).max(dim=1)[1] == y.to(device)
+                    for x, y in zip(images.split(batch_size), targets.split(batch_size), strict=True)
+                ]
+            )
+            at.fell_to = torch.where(right, STANDS, WRONG).tolist()
+        fell_to = torch.tensor(at.fell_to)
+        for place, attack in enumerate(attacks, 1):
+            if at.attack and attack != at.attack and attacks.index(at.attack) >= place:
+                continue  # ran before the run was stopped
+            if attack != at.attack:
+                at.attack, at.batches = attack, 0
+            # the images that stood when this attack began, in the batches that they had then
+            batches = ((fell_to == STANDS) | (fell_to == place)).nonzero().squeeze(1).split(batch_size)
+            for number, rows in enumerate(batches, 1):
+                if number <= at.batches or len(rows) == 0:
+                    continue
+                started = time.perf_counter()
+                x, y = (part[rows.to(part.device)].to(device) for part in (images, targets))
+                adversarial = _attack(adversary, attack, seed, x, y)
+                fallen = (model(adversarial).max(dim=1)[1] != y).cpu()
+                fell_to[rows[fallen]] = place
+                at.fell_to, at.batches = fell_to.tolist(), number
+                at.seconds[attack] = at.seconds.get(attack, 0.0) + time.perf_counter() - started
+                if keep:
+                    keep(at)
+                if on_batch:
+                    on_batch(attack, number, len(batches), (fell_to == STANDS).float().mean().item())
+    standing = [1 - (fell_to == WRONG).float().mean().item()]
+    for place in range(1, len(attacks) + 1):
+        standing.append(((fell_to == STANDS) | (fell_to > place)).float().mean().item())
+    after = dict(zip(attacks, standing[1:], strict=True))
+    checks.check_square_sr({"clean": standing[0], **after}, logger=log)
+    seconds = {attack: round(at.seconds.get(attack, 0.0), 2) for attack in attacks}
+    return AutoAttackResult(fell_to == STANDS, fell_to, after, seconds, at.flags, implementation_version(package))
 
 
-def _build(package: str, model: nn.Module, threat: Threat, seed: int, device: torch.device) -> Any:
+def _build(
+    package: str,
+    model: nn.Module,
+    threat: Threat,
+    version: str,
+    seed: int,
+    device: torch.device,
+    n_targets: int,
+    log: _Log,
+) -> Any:
     module = importlib.import_module(package)
-    arguments = {"norm": threat.norm, "eps": threat.eps, "seed": seed, "version": "standard", "device": device}
-    return module.AutoAttack(model, **arguments)
+    arguments = {"norm": threat.norm, "eps": threat.eps, "seed": seed, "version": version, "device": device}
+    adversary = module.AutoAttack(model, **arguments)
+    for part in (adversary.apgd_targeted, adversary.fab):
+        part.n_target_classes = min(part.n_target_classes, n_targets)
+    for part in (adversary.apgd, adversary.apgd_targeted):
+        part.logger = log
+    return adversary
 
 
-def _run(adversary: Any, images: Tensor, targets: Tensor, batch_size: int) -> Tensor:
-    """Labels after the attacks; the two implementations name the batch size differently."""
-    if "batch_size" in inspect.signature(adversary.run_standard_evaluation).parameters:
-        return adversary.run_standard_evaluation(images, targets, batch_size=batch_size)[1]
-    return adversary.run_standard_evaluation(images, targets, bs=batch_size, return_labels=True)[1]
+def _check_defense(checks: Any, model: nn.Module, images: Tensor, targets: Tensor, version: str, log: _Log) -> None:
+    """AutoAttack's checks for defenses that it does not measure well, on the first batch as there."""
+    if version != "rand":
+        checks.check_randomized(model, images, targets, bs=len(images), logger=log)
+    checks.check_range_output(model, images, logger=log)
+    checks.check_dynamic(model, images, False, logger=log)
 
 
-def _after(log: _Log, attacks: list[str], robust: Tensor) -> dict[str, float]:
-    """Share standing after each attack, from the exact counts of the log, backwards from the final verdicts."""
-    standing, after = int(robust.sum()), {}
-    for attack in reversed(attacks):
-        after[attack] = standing / log.total
-        standing += log.broken.get(attack, 0)
-    return dict(reversed(after.items()))
-
-
-def _version(package: str) -> str:
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        return importlib.metadata.version(package)
-    return "(version unknown)"
+def _attack(adversary: Any, name: str, seed: int, images: Tensor, targets: Tensor) -> Tensor:
+    """One attack on one batch, set as `run_standard_evaluation` sets it."""
+    parts: dict[str, tuple[Any, dict[str, Any]]] = {
+        "apgd-ce": (adversary.apgd, {"loss": "ce"}),
+        "apgd-dlr": (adversary.apgd, {"loss": "dlr"}),
+        "apgd-t": (adversary.apgd_targeted, {}),
+        "fab": (adversary.fab, {"targeted": False}),
+        "fab-t": (adversary.fab, {"targeted": True, "n_restarts": 1}),
+        "square": (adversary.square, {}),
+    }
+    part, settings = parts[name]
+    for setting, value in {"seed": seed, **settings}.items():
+        setattr(part, setting, value)
+    return part.perturb(images, targets)
 
 
 @contextlib.contextmanager
-def _kept_process_state(package: str, device: torch.device) -> Iterator[None]:
+def _kept_process_state(checks: Any, device: torch.device) -> Iterator[None]:
     """Restores what AutoAttack leaves changed in the process: generators, the trace function, a global counter.
 
     Its check for dynamic defenses ends with `sys.settrace(None)`, which kills debuggers and coverage, and counts in a
     global that is never reset, so that one flagged model would flag every later one.
     """
     trace = sys.gettrace()
-    checks = importlib.import_module(f"{package}.checks")
     counts = getattr(checks, "funcs", {})
     for name in counts:
         counts[name] = 0
@@ -199,8 +295,8 @@ def _kept_process_state(package: str, device: torch.device) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _listening(log: _Log) -> Iterator[None]:
-    """Silences the implementations' own logging while the adapter listens."""
+def _silenced() -> Iterator[None]:
+    """Silences the implementations' own logging and printing."""
     logger = logging.getLogger("auto-attack")
     level, logger.disabled = logger.level, True
     try:

@@ -1,4 +1,4 @@
-"""How many images AutoAttack can take in a given time on this machine."""
+"""What AutoAttack costs: how many images fit into a given time on this machine, and how far a run is."""
 
 from __future__ import annotations
 
@@ -31,6 +31,42 @@ def affordable(model: nn.Module, images: Tensor, seconds: float) -> int:
             per_image = (time.perf_counter() - started) / n
             n = max(min(int(seconds / (FORWARDS_PER_IMAGE * per_image)), len(images)), min(8, len(images)))
     return n
+
+
+FORWARDS = {"apgd-ce": 250, "apgd-dlr": 250, "apgd-t": 2_250, "fab": 2_500, "fab-t": 3_600, "square": 5_000}
+"""Cost of each attack on an image that stands, in forward passes: steps, and what a step's backward pass adds."""
+
+
+class Meter:
+    """How much of a run is done, in forward passes, if all images that stand now stand to the end.
+
+    Args:
+        attacks: in the order they run.
+        standing: how many images stand before the first.
+        passes: forward passes of each attack on one image.
+    """
+
+    def __init__(self, attacks: list[str], standing: int, passes: dict[str, int] | None = None) -> None:
+        self.attacks, self.passes = attacks, passes or FORWARDS
+        self.done, self.running = 0.0, ""
+        self.began_with = self.stood = standing
+
+    def update(self, attack: str, share_done: float, standing: int) -> tuple[float, float]:
+        """Passes done, and in all.
+
+        Args:
+            attack: the one that runs.
+            share_done: how much of it is done, in [0, 1].
+            standing: how many images stand now.
+        """
+        if attack != self.running:
+            if self.running:
+                self.done += self.passes[self.running] * self.began_with
+            self.began_with, self.running = self.stood, attack
+        self.stood = standing
+        now = self.passes[attack] * self.began_with
+        later = sum(self.passes[name] for name in self.attacks[self.attacks.index(attack) + 1 :]) * standing
+        return self.done + share_done * now, self.done + now + later
 
 
 def _wait(device: torch.device) -> None:
