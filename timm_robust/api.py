@@ -20,6 +20,7 @@ from timm_robust.presets import default_preset, make_recipe
 from timm_robust.progress import Display
 from timm_robust.recipe import as_dict
 from timm_robust.result import TrainResult
+from timm_robust.subject import best_device, open_subject
 from timm_robust.threat import make_threat, parse_eps
 from timm_robust.versions import hardware, versions
 
@@ -143,7 +144,7 @@ def train(
     from timm_robust.accelerator import PRECISIONS
     from timm_robust.data import add_extra, load_data, with_label_noise
     from timm_robust.engine import Engine
-    from timm_robust.evaluation import parse_measure
+    from timm_robust.evaluation.measures import ENSEMBLES, parse_measure, require_possible
     from timm_robust.job import Job
     from timm_robust.models import build_model
     from timm_robust.teachers import trained_teachers
@@ -156,7 +157,7 @@ def train(
             data,
             image_size=image_size,
             seed=seed,
-            device=device or _best_device(),
+            device=device or best_device(),
             data_dir=data_dir,
             download=download,
             workers=workers,
@@ -183,8 +184,13 @@ def train(
         name: value for name, value in (("epochs", epochs), ("batch_size", batch_size), ("lr", lr)) if value is not None
     }
     settings = make_recipe(preset, recommended, chosen)
-    if parse_measure(settings.check_attack).name == "autoattack":
-        raise UserError("recipe setting 'check_attack' is 'autoattack', which takes hours: expected one like pgd-10-1")
+    check = parse_measure(settings.check_attack)
+    if check.name in ENSEMBLES:
+        raise UserError(
+            f"recipe setting 'check_attack' is {check.name!r}, which takes hours: expected one like pgd-10-1"
+        )
+    for measure in (check, *map(parse_measure, test_attacks)):
+        require_possible(measure, threat, bundle.num_classes)
     bundle = with_label_noise(bundle, settings.label_noise, seed)
     _seed(seed)
     network = build_model(
@@ -367,6 +373,7 @@ def evaluate(
     device: str | None = None,
     json: str | Path | None = None,
     restart: bool = False,
+    random_outputs: bool = False,
     quiet: bool = False,
 ) -> Evaluation:
     """Measures a checkpoint on the test split of a data set, without loading any plugin.
@@ -375,77 +382,60 @@ def evaluate(
     done: the same call goes on after a kill, with the same verdicts as an uninterrupted run.
 
     Args:
-        checkpoint: a run's folder (its best checkpoint), a checkpoint folder, or a module in eval mode.
+        checkpoint: a run's folder (its best checkpoint), a checkpoint folder, a module in eval mode, or a network of
+            RobustBench's zoo, as `zoo:NAME` or `zoo:cifar100/NAME`.
         data: as in `train`; by default what the checkpoint was trained on.
-        attacks: `clean`, `fgsm`, `pgd-K-R` (K steps, R restarts), `autoattack`.
+        attacks: `clean`, `fgsm`, `pgd-K-R` (K steps, R restarts), `apgd-ce`, `apgd-dlr`, `apgd-t`, `cw`, `cw-linf`,
+            `autoattack`, `autoattack-plus`, `autoattack-rand`, or `torchattacks:NAME:key=value,...`.
         n_examples: the first so many test images; by default all.
         batch_size: images at once; AutoAttack's verdicts depend on it.
         seed: of every random draw.
-        eps, norm: threat; by default what the checkpoint was trained against.
+        eps, norm: threat, L1 too; by default what the checkpoint was trained against.
         data_dir, download: for timm data sets, as in `train`.
         device: by default the best there is.
         json: file for the record.
         restart: begin anew, whatever an earlier call that was stopped has measured.
+        random_outputs: the model's outputs are random on purpose; otherwise such a model is refused.
         quiet: no progress.
 
     Raises:
         UserError: no such checkpoint, data that does not fit it, unknown attacks, a model in train mode.
     """
-    from timm_robust.checkpoint import find_checkpoint, load, read_card
-    from timm_robust.data import as_tensors, load_data
     from timm_robust.evaluation import evaluate_model, parse_measure
 
     for name in attacks:
         parse_measure(name)
     if json is not None and not Path(json).resolve().parent.is_dir():
         raise UserError(f"the folder of the record {str(json)!r} does not exist: make it first")
-    device = device or _best_device()
-    size: int | None = None
-    card: dict[str, Any] = {}
-    if isinstance(checkpoint, (str, Path)):
-        card = read_card(checkpoint)
-        network: nn.Module = load(checkpoint, device=device)
-        where, size = str(find_checkpoint(checkpoint)), card["model"]["image_size"]
-        data = card.get("data", {}).get("name") if data is None else data
-    else:
-        network, where = checkpoint.to(device), type(checkpoint).__name__
-    if data is None:
-        raise UserError("no data to evaluate on: pass data, such as 'digits' or a folder with test/CLASS/*")
     display = Display(quiet)
     with _decoding(display) as progress:
-        bundle = load_data(
+        subject = open_subject(
+            checkpoint,
             data,
-            image_size=size,
-            seed=card.get("seed", 0),
-            device="cpu",
+            n_examples=n_examples,
+            eps=eps,
+            norm=norm,
             data_dir=data_dir,
             download=download,
-            test_only=True,
+            device=device,
+            random_outputs=random_outputs,
             progress=progress,
         )
-    if n_examples is not None and n_examples > len(bundle.test):
-        raise UserError(
-            f"n_examples is {n_examples}, the test split of {bundle.name} has only {len(bundle.test)} images"
-        )
-    trained = card.get("threat", {})
-    if eps is None and (norm is None or norm == trained.get("norm")):
-        eps = trained.get("eps_text")
-    threat = make_threat(norm or trained.get("norm", "Linf"), eps, image_size=bundle.image_size)
-    images, targets = as_tensors(bundle.test, n_examples or len(bundle.test))
-    keep = _kept_progress(checkpoint, json)
+    keep = _kept_progress(subject.name, json)
     if keep is not None and keep.exists() and not restart:
         display.say(f"going on with what {keep} keeps of an evaluation that was stopped")
     with _measuring(display) as report:
         result = evaluate_model(
-            network,
-            images,
-            targets,
-            threat,
+            subject.model,
+            subject.images,
+            subject.targets,
+            subject.threat,
             attacks=list(attacks),
             batch_size=batch_size,
             seed=seed,
-            checkpoint=where,
-            data=bundle.name,
+            checkpoint=subject.name,
+            data=subject.data,
+            random_outputs=random_outputs,
             progress=report,
             keep=keep,
             restart=restart,
@@ -457,16 +447,12 @@ def evaluate(
     return result
 
 
-def _kept_progress(checkpoint: Any, json: str | Path | None) -> Path | None:
+def _kept_progress(checkpoint: str, json: str | Path | None) -> Path | None:
     """Where an evaluation keeps what it has measured: beside its record, else with the checkpoint if that can be."""
     if json is not None:
         return Path(json).with_suffix(".unfinished")
-    if not isinstance(checkpoint, (str, Path)):
-        return None
-    from timm_robust.checkpoint import find_checkpoint
-
-    folder = find_checkpoint(checkpoint)
-    return folder / "evaluation.unfinished" if os.access(folder, os.W_OK) else None
+    folder = Path(checkpoint)
+    return folder / "evaluation.unfinished" if folder.is_dir() and os.access(folder, os.W_OK) else None
 
 
 def _write_record(path: Path, result: Evaluation, display: Display) -> None:
@@ -489,12 +475,6 @@ def _default_output(model: Any, method: str, data: Any, resume: bool) -> Path:
     while path.exists():
         path, number = base.with_name(f"{base.name}-{number}"), number + 1
     return path
-
-
-def _best_device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _seed(seed: int) -> None:

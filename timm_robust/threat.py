@@ -13,7 +13,13 @@ from fractions import Fraction
 from timm_robust.errors import UserError, unknown
 
 NORMS = ("Linf", "L2")
-"""Norms that training and evaluation know."""
+"""Norms that training knows."""
+
+EVALUATION_NORMS = (*NORMS, "L1")
+"""Norms that evaluation knows."""
+
+DEFAULT_EPS = {"Linf": ("8/255", "4/255"), "L2": ("0.5", "3.0"), "L1": ("12", "60")}
+"""Radii up to 64 pixels and above."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +27,7 @@ class Threat:
     """A norm ball of radius `eps` around each image, intersected with the pixel range [0, 1].
 
     Attributes:
-        norm: "Linf" or "L2".
+        norm: "Linf" or "L2"; "L1" in evaluation.
         eps: radius in units of the [0, 1] pixel range (8/255 = 0.0314).
         eps_text: the radius as the user wrote it ("8/255"), for records.
     """
@@ -73,21 +79,30 @@ def _as_255ths(eps: float) -> str:
     return f"{steps}/255" if steps > 0 and abs(eps * 255 - steps) < 1e-6 else f"{eps:g}"
 
 
-def make_threat(norm: str = "Linf", eps: str | float | Fraction | None = None, *, image_size: int) -> Threat:
+def make_threat(
+    norm: str = "Linf",
+    eps: str | float | Fraction | None = None,
+    *,
+    image_size: int,
+    norms: tuple[str, ...] = NORMS,
+) -> Threat:
     """The threat for images of `image_size` pixels; without `eps` the one that users of benchmarks expect.
 
     Defaults: Linf 8/255 up to 64 pixels and 4/255 above; L2 0.5 up to 64 pixels and 3.0 above
-    (the radii of RobustBench's boards and of the published ImageNet models).
+    (the radii of RobustBench's boards and of the published ImageNet models); L1 12 up to 64 pixels and 60 above
+    (those of Croce and Hein, Mind the box, ICML 2021, arXiv:2103.01208).
+
+    Args:
+        norms: those to choose from; `EVALUATION_NORMS` where nothing is trained.
 
     Raises:
         UserError: unknown norm, or a radius that `parse_eps` refuses.
     """
-    by_lower = {name.lower(): name for name in NORMS}
+    by_lower = {name.lower(): name for name in norms}
     if norm.lower() not in by_lower:
-        raise unknown("norm", norm, NORMS)
+        raise unknown("norm", norm, norms)
     norm = by_lower[norm.lower()]
     if eps is None:
-        small = image_size <= 64
-        eps = ("8/255" if small else "4/255") if norm == "Linf" else ("0.5" if small else "3.0")
+        eps = DEFAULT_EPS[norm][image_size > 64]
     radius, text = parse_eps(eps, norm)
     return Threat(norm, radius, text)

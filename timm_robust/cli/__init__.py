@@ -4,7 +4,21 @@ needs torch. Importing a module registers its commands, in the order in which `-
 
 from timm_robust.cli.app import app, main
 
-from timm_robust.cli import train, compare, distill, evaluate, lists  # isort: skip
+from timm_robust.cli import train, compare, distill, evaluate, measure, submit, zoo, lists  # isort: skip
 from timm_robust.cli.words import by_method, pairs, spread
 
-__all__ = ["app", "by_method", "compare", "distill", "evaluate", "lists", "main", "pairs", "spread", "train"]
+__all__ = [
+    "app",
+    "by_method",
+    "compare",
+    "distill",
+    "evaluate",
+    "lists",
+    "main",
+    "measure",
+    "pairs",
+    "spread",
+    "submit",
+    "train",
+    "zoo",
+]

@@ -16,19 +16,25 @@ from timm_robust.cli.words import Pairs
     epilog="Example: timm-robust evaluate runs/first --attack pgd-50-10 autoattack --n-examples 256 --json record.json"
 )
 def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(help="A run's folder (its best checkpoint) or a checkpoint folder.")],
+    checkpoint: Annotated[
+        str,
+        typer.Argument(help="A run's folder (its best checkpoint), a checkpoint folder, or zoo:NAME of RobustBench."),
+    ],
     data: Annotated[
         Optional[str], typer.Option(help="As in train. [default: what the checkpoint was trained on]")
     ] = None,
     attack: Annotated[
         Pairs,
-        typer.Option(help="clean, fgsm, pgd-K-R (K steps, R restarts), autoattack. [default: clean pgd-50-10]"),
+        typer.Option(
+            help="clean, fgsm, pgd-K-R (K steps, R restarts), apgd-ce, apgd-dlr, apgd-t, cw, cw-linf, autoattack, "
+            "autoattack-plus, autoattack-rand, torchattacks:NAME:key=value. [default: clean pgd-50-10]"
+        ),
     ] = None,
     n_examples: Annotated[Optional[int], typer.Option(help="The first so many test images. [default: all]")] = None,
     batch_size: Annotated[int, typer.Option(help="Images at once; AutoAttack's verdicts depend on it.")] = 250,
     seed: Annotated[int, typer.Option(help="Of every random draw.")] = 0,
     eps: Annotated[Optional[str], typer.Option(help="Radius such as 8/255. [default: that of the training]")] = None,
-    norm: Annotated[Optional[str], typer.Option(help="Linf or L2. [default: that of the training]")] = None,
+    norm: Annotated[Optional[str], typer.Option(help="Linf, L2 or L1. [default: that of the training]")] = None,
     data_dir: Annotated[Optional[str], typer.Option(help="Root folder of timm data sets.")] = None,
     download: Annotated[bool, typer.Option("--download", help="Let timm data sets be fetched.")] = False,
     device: Annotated[Optional[str], typer.Option(help="cpu stays off a GPU.")] = None,
@@ -36,6 +42,9 @@ def evaluate(
     resume: Annotated[
         bool, typer.Option("--resume/--restart", help="Go on after a kill, with the same verdicts, or begin anew.")
     ] = True,
+    random_outputs: Annotated[
+        bool, typer.Option("--random-outputs", help="The model's outputs are random on purpose (autoattack-rand).")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
     """Measure a checkpoint on the test split; no plugin is loaded for that.
@@ -58,6 +67,7 @@ def evaluate(
         device=device,
         json=json_,
         restart=not resume,
+        random_outputs=random_outputs,
         quiet=quiet,
     )
     print_accuracies(result, f"{result.checkpoint} on {result.data}, {result.threat}, seed {seed}")

@@ -13,9 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from timm_robust.attacks import Attacker
-from timm_robust.data.batch import Batch
 from timm_robust.errors import UserError
-from timm_robust.evaluation.accuracy import Measure, parse_measure, require_eval, verdicts
+from timm_robust.evaluation.accuracy import (
+    in_batches,
+    require_deterministic,
+    require_eval,
+    require_finite,
+    verdicts,
+)
 from timm_robust.evaluation.autoattack import (
     AutoAttackProgress,
     AutoAttackResult,
@@ -24,6 +29,7 @@ from timm_robust.evaluation.autoattack import (
     run_autoattack,
 )
 from timm_robust.evaluation.budget import Meter
+from timm_robust.evaluation.measures import ENSEMBLES, Measure, parse_measure, require_possible
 from timm_robust.evaluation.state import EvaluationState, images_hash, weights_hash
 from timm_robust.threat import Threat
 from timm_robust.versions import hardware, versions
@@ -42,6 +48,7 @@ class Evaluation:
         clean_accuracy: share of unperturbed images classified correctly, in [0, 1].
         attacks: by name, each with `robust_accuracy` in [0, 1], `n_examples`, `seconds`, and `robust`, one 0/1
             verdict per image in data order; AutoAttack adds `implementation`, `after` and `flags`.
+        weights: hash of the network's weights.
     """
 
     checkpoint: str
@@ -51,10 +58,12 @@ class Evaluation:
     seed: int
     clean_accuracy: float
     attacks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    weights: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "checkpoint": self.checkpoint,
+            "weights": self.weights,
             "data": self.data,
             "n_examples": self.n_examples,
             "threat": {"norm": self.threat.norm, "eps": self.threat.eps, "eps_text": self.threat.eps_text},
@@ -88,6 +97,7 @@ def evaluate_model(
     data: str = "",
     examples: dict[str, int] | None = None,
     progress: Progress | None = None,
+    random_outputs: bool = False,
     keep: Path | None = None,
     restart: bool = False,
 ) -> Evaluation:
@@ -102,6 +112,7 @@ def evaluate_model(
         seed: of every random draw.
         examples: how many of the images an attack takes, by its name, where not all.
         progress: told what runs and how far it is.
+        random_outputs: the model's outputs are random on purpose.
         keep: file for what is measured so far; the same call goes on from it. To be deleted when the record is safe.
         restart: forget what that file keeps.
 
@@ -112,7 +123,9 @@ def evaluate_model(
     require_eval(model)
     measures = [parse_measure(name) for name in attacks]
     device = next(model.parameters()).device
-    _check(model, images, targets, device)
+    _check(model, images, targets, device, measures, threat)
+    if not random_outputs:
+        require_deterministic(model, images)
     key = {} if keep is None else _key(model, images, targets, threat, batch_size, seed)
     state = EvaluationState(keep, key, restart=restart)
     attacker = Attacker(model, threat)
@@ -126,7 +139,7 @@ def evaluate_model(
             if progress:
                 progress(measure.name, done, n, "")
 
-        batches = _batches(images[:n], targets[:n], batch_size, device)
+        batches = in_batches(images[:n], targets[:n], batch_size, device)
         return verdicts(measure, attacker, batches, seed=seed, progress=count).int().tolist()
 
     def autoattack(measure: Measure, n: int) -> dict[str, Any]:
@@ -158,7 +171,7 @@ def evaluate_model(
     def measured(measure: Measure) -> dict[str, Any]:
         n = min((examples or {}).get(measure.name, len(images)), len(images))
         started = time.perf_counter()
-        if measure.name.startswith("autoattack"):
+        if measure.name in ENSEMBLES:
             entry = autoattack(measure, n)
             seconds = sum(entry["seconds_by_attack"].values())
         else:
@@ -169,7 +182,8 @@ def evaluate_model(
         return {"robust_accuracy": share, "n_examples": n, "seconds": round(seconds, 2), **entry, "robust": robust}
 
     clean = state.once("clean", lambda: measured(parse_measure("clean")))
-    result = Evaluation(checkpoint, data, threat, len(images), seed, clean["robust_accuracy"])
+    share = clean["robust_accuracy"]
+    result = Evaluation(checkpoint, data, threat, len(images), seed, share, weights=weights_hash(model))
     for measure in measures:
         if measure.name != "clean":
             result.attacks[measure.name] = state.once(measure.name, partial(measured, measure))
@@ -207,27 +221,20 @@ def _key(
     }
 
 
-def _batches(images: Tensor, targets: Tensor, size: int, device: torch.device) -> list[Batch]:
-    starts = range(0, len(images), size)
-    return [
-        Batch(
-            images[i : i + size].to(device),
-            targets[i : i + size].to(device),
-            torch.arange(i, min(i + size, len(images))),
-        )
-        for i in starts
-    ]
-
-
-def _check(model: nn.Module, images: Tensor, targets: Tensor, device: torch.device) -> None:
+def _check(
+    model: nn.Module, images: Tensor, targets: Tensor, device: torch.device, measures: list[Measure], threat: Threat
+) -> None:
     if len(images) == 0:
         raise UserError("there are no images to evaluate on")
     low, high = images.min().item(), images.max().item()
-    if low < 0 or high > 1:
+    if not (low >= 0 and high <= 1):
         raise UserError(
             f"images range from {low:g} to {high:g}: expected pixels in [0, 1], normalisation is in the model"
         )
+    require_finite(model, images)
     with torch.no_grad():
         classes = model(images[:1].to(device)).shape[1]
     if targets.max() >= classes:
         raise UserError(f"the data has class number {int(targets.max())}, the model has only {classes} classes")
+    for measure in measures:
+        require_possible(measure, threat, classes)

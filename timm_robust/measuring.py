@@ -1,0 +1,276 @@
+"""More than one number: curves over the radius, masked gradients, transfer, corruptions, two models compared.
+
+Each function does what the command of the same name does. Torch-free at import.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from timm_robust.errors import UserError
+from timm_robust.paired import paired
+from timm_robust.progress import Display
+from timm_robust.subject import Subject, best_device, open_subject
+from timm_robust.threat import Threat
+from timm_robust.versions import hardware, versions
+
+if TYPE_CHECKING:
+    from timm_robust.evaluation.corruptions import Corruptions
+    from timm_robust.evaluation.curve import Curve
+    from timm_robust.evaluation.masking import Check
+    from timm_robust.evaluation.transfer import Transfer
+
+__all__ = ["corruptions", "curve", "masking", "open_subject", "paired", "transfer"]
+
+PICTURES = (".svg", ".png", ".pdf")
+
+
+def curve(
+    checkpoints: Sequence[str | Path],
+    data: Any = None,
+    *,
+    eps_values: Sequence[str | float] | None = None,
+    attack: str = "pgd-10-1",
+    out: str | Path | None = None,
+    batch_size: int = 250,
+    seed: int = 0,
+    json: str | Path | None = None,
+    quiet: bool = False,
+    **where: Any,
+) -> dict[str, Curve]:
+    """Robust accuracy over the radius of one or several checkpoints, and a picture.
+
+    Args:
+        checkpoints: folders of runs or of checkpoints.
+        data: as in `timm_robust.evaluate`; by default what each was trained on.
+        eps_values: radii; by default 0, 1/4, 1/2, 3/4, 1, 1.5, 2, 3 and 4 times the first checkpoint's.
+        attack: `pgd-K-R`, `autoattack` or any other that `evaluate` knows.
+        out: the picture (.svg, .png or .pdf); None draws none.
+        batch_size, seed: as in `timm_robust.evaluate`.
+        json: file for the record.
+        quiet: no progress.
+        where: n_examples, eps, norm, data_dir, download, device, as for `open_subject`.
+
+    Returns:
+        by checkpoint, as given, its curve.
+
+    Raises:
+        UserError: a mistake in any of these.
+    """
+    from timm_robust.evaluation.accuracy import parse_measure
+    from timm_robust.evaluation.curve import accuracy_curve, grid
+    from timm_robust.report.radii import draw_radii
+
+    if not checkpoints:
+        raise UserError("a curve needs a checkpoint: expected the folder of at least one run")
+    parse_measure(attack)
+    _require_folder(json, "record")
+    _require_folder(out, "picture")
+    if out is not None and Path(out).suffix not in PICTURES:
+        raise UserError(f"picture {str(out)!r} has no known format: expected a name that ends in {', '.join(PICTURES)}")
+    found: dict[str, Curve] = {}
+    threats: list[Threat] = []
+    drawn_on = ""
+    with _bar(quiet) as tell:
+        for checkpoint in dict.fromkeys(map(str, checkpoints)):
+            if threats:
+                where = {**where, "norm": threats[0].norm}
+            subject = open_subject(checkpoint, data, **where)
+            if threats and subject.data != drawn_on:
+                raise UserError(
+                    f"{checkpoint} was trained on {subject.data}, the first checkpoint on {drawn_on}: pass data, to "
+                    "measure all on the same images"
+                )
+            drawn_on = subject.data
+            threats.append(subject.threat)
+            found[checkpoint] = accuracy_curve(
+                subject.model,
+                subject.images,
+                subject.targets,
+                threats[0].norm,
+                eps_values or grid(threats[0]),
+                attack=attack,
+                batch_size=batch_size,
+                seed=seed,
+                progress=lambda at, done, total, name=checkpoint: tell(f"{name} {at}", done, total),  # type: ignore[misc]
+            )
+    _record(json, {"data": drawn_on, "curves": {name: one.to_dict() for name, one in found.items()}})
+    if out is not None:
+        same = {threat.eps for threat in threats}
+        try:
+            draw_radii(
+                _short(found),
+                [Path(out)],
+                title="Accuracy over the radius",
+                trained=same.pop() if len(same) == 1 else None,
+            )
+        except OSError as error:
+            raise UserError(f"the picture could not be written to {out} ({error})") from error
+    return found
+
+
+def masking(
+    checkpoint: str | Path,
+    data: Any = None,
+    *,
+    draws: int = 100,
+    batch_size: int = 250,
+    seed: int = 0,
+    json: str | Path | None = None,
+    quiet: bool = False,
+    **where: Any,
+) -> list[Check]:
+    """Looks for masked gradients; see `timm_robust.evaluation.masking`. Arguments as for `curve`."""
+    from timm_robust.evaluation.masking import check_masking
+
+    _require_folder(json, "record")
+    if draws < 1:
+        raise UserError(f"draws is {draws}: expected at least 1")
+    subject = open_subject(checkpoint, data, **where)
+    with _bar(quiet) as tell:
+        checks = check_masking(
+            subject.model,
+            subject.images,
+            subject.targets,
+            subject.threat,
+            draws=draws,
+            batch_size=batch_size,
+            seed=seed,
+            progress=lambda what: tell(what, 0, 1),
+        )
+    _record(json, {**_about(subject, seed), "draws": draws, "checks": [one.to_dict() for one in checks]})
+    return checks
+
+
+def transfer(
+    target: str | Path,
+    sources: Sequence[str | Path],
+    data: Any = None,
+    *,
+    attack: str = "pgd-50-1",
+    batch_size: int = 250,
+    seed: int = 0,
+    json: str | Path | None = None,
+    quiet: bool = False,
+    **where: Any,
+) -> Transfer:
+    """Accuracy of one checkpoint under attacks that were made on others; see `timm_robust.evaluation.transfer`.
+
+    The data and the threat are the target's. Other arguments as for `curve`.
+    """
+    from timm_robust.checkpoint import load, read_card
+    from timm_robust.evaluation.transfer import transfer as run
+
+    _require_folder(json, "record")
+    subject = open_subject(target, data, **where)
+    device = next(subject.model.parameters()).device
+    wanted = subject.card.get("data", {}).get("class_names")
+    for source in sources:
+        names = read_card(source).get("data", {}).get("class_names")
+        if names and wanted and len(names) == len(wanted) and names != wanted:
+            one, other = next(pair for pair in zip(names, wanted, strict=True) if pair[0] != pair[1])
+            raise UserError(
+                f"source {str(source)!r} has class {one!r} where the target has {other!r}: expected the same"
+            )
+    models = {str(source): load(source, device=device) for source in sources}
+    with _bar(quiet) as tell:
+        found = run(
+            subject.model,
+            models,
+            subject.images,
+            subject.targets,
+            subject.threat,
+            attack=attack,
+            batch_size=batch_size,
+            seed=seed,
+            progress=tell,
+        )
+    _record(json, {**_about(subject, seed), **found.to_dict()})
+    return found
+
+
+def corruptions(
+    checkpoint: str | Path,
+    folder: str | Path,
+    *,
+    n_examples: int | None = None,
+    only: Sequence[str] | None = None,
+    batch_size: int = 250,
+    device: str | None = None,
+    json: str | Path | None = None,
+    quiet: bool = False,
+) -> Corruptions:
+    """Accuracy of a checkpoint on common corruptions; see `timm_robust.evaluation.corruptions`.
+
+    Args:
+        checkpoint: a run's folder or a checkpoint folder.
+        folder: CIFAR-10-C, CIFAR-100-C, ImageNet-C, or one in their format.
+        n_examples: the first so many images of each severity; by default all.
+        only: some of the 15 corruptions; by default all.
+        batch_size, device, json, quiet: as for `curve`.
+    """
+    from timm_robust.checkpoint import find_checkpoint, load, read_card
+    from timm_robust.evaluation.corruptions import CORRUPTIONS, corruption_accuracy
+
+    _require_folder(json, "record")
+    card = read_card(checkpoint)
+    model = load(checkpoint, device=device or best_device())
+    with _bar(quiet) as tell:
+        found = corruption_accuracy(
+            model,
+            folder,
+            class_names=card.get("data", {}).get("class_names"),
+            image_size=card["model"]["image_size"],
+            n_examples=n_examples,
+            corruptions=list(only or CORRUPTIONS),
+            batch_size=batch_size,
+            progress=tell,
+        )
+    _record(json, {"checkpoint": str(find_checkpoint(checkpoint)), **found.to_dict()})
+    return found
+
+
+def _about(subject: Subject, seed: int) -> dict[str, Any]:
+    threat = subject.threat
+    return {
+        "checkpoint": subject.name,
+        "data": subject.data,
+        "n_examples": len(subject.images),
+        "threat": {"norm": threat.norm, "eps": threat.eps, "eps_text": threat.eps_text},
+        "seed": seed,
+    }
+
+
+def _record(path: str | Path | None, content: dict[str, Any]) -> None:
+    if path is None:
+        return
+    from timm_robust.checkpoint import write_json
+
+    try:
+        write_json(Path(path), {**content, "versions": versions(), "hardware": hardware()})
+    except OSError as error:
+        Display().warn(f"the record could not be written to {path} ({error})")
+
+
+def _short(found: dict[str, Curve]) -> dict[str, Curve]:
+    """Names without the folders that all share."""
+    parts = [Path(name).parts for name in found]
+    shared = 0
+    while all(len(one) > shared + 1 for one in parts) and len({one[shared] for one in parts}) == 1:
+        shared += 1
+    return {"/".join(one[shared:]): curve for one, curve in zip(parts, found.values(), strict=True)}
+
+
+def _require_folder(path: str | Path | None, what: str) -> None:
+    if path is not None and not Path(path).resolve().parent.is_dir():
+        raise UserError(f"the folder of the {what} {str(path)!r} does not exist: make it first")
+
+
+@contextlib.contextmanager
+def _bar(quiet: bool) -> Iterator[Any]:
+    display = Display(quiet)
+    with display.bar("measuring", 1):
+        yield lambda what, done, total: display.advance(done, title=what, total=total)

@@ -1,0 +1,28 @@
+"""RobustBench: its record, a submission, its released package and its model zoo. Torch-free at import.
+
+F. Croce et al., RobustBench: a standardized adversarial robustness benchmark, NeurIPS 2021 Datasets and Benchmarks,
+arXiv:2010.09670. Nothing outside this package knows RobustBench.
+"""
+
+from timm_robust.robustbench.bundle import Bundle, Paper, write_bundle
+from timm_robust.robustbench.official import Benchmark, benchmark
+from timm_robust.robustbench.package import released
+from timm_robust.robustbench.record import BOARDS, Board, check_id, find_board, problems
+from timm_robust.robustbench.zoo import ZooEntry, list_zoo, load_zoo
+
+__all__ = [
+    "BOARDS",
+    "Benchmark",
+    "Board",
+    "Bundle",
+    "Paper",
+    "ZooEntry",
+    "benchmark",
+    "check_id",
+    "find_board",
+    "list_zoo",
+    "load_zoo",
+    "problems",
+    "released",
+    "write_bundle",
+]

@@ -1,0 +1,81 @@
+"""What no board takes is refused before anything is written. Torch-free."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from timm_robust.errors import UserError
+from timm_robust.robustbench.record import Board
+
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+def read_evaluation(path: str | Path) -> dict[str, Any]:
+    """A record from its file.
+
+    Raises:
+        UserError: no such file, or no record of an evaluation.
+    """
+    try:
+        content = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"the record {str(path)!r} cannot be read: {error}") from error
+    if not isinstance(content, dict) or not {"attacks", "clean_accuracy", "threat", "n_examples"} <= content.keys():
+        raise UserError(f"{str(path)!r} is no record of timm-robust evaluate --json: it has no attacks or accuracies")
+    return content
+
+
+def check_evaluation(evaluation: Mapping[str, Any], board: Board, draft: bool) -> None:
+    """Refuses a record of another attack, mode, radius, norm or number of images than the board's."""
+    entry = evaluation["attacks"].get("autoattack")
+    command = (
+        f"timm-robust evaluate CHECKPOINT --attack autoattack --norm {board.threat} --eps {board.eps_text} --json FILE"
+    )
+    if entry is None:
+        raise UserError(
+            f"the record has no AutoAttack, only {', '.join(evaluation['attacks']) or 'clean'}: run {command}"
+        )
+    ran, version = str(entry.get("implementation", "")), entry.get("version", "standard")
+    reference = ran.split(" ")[0] in ("autoattack", "pyautoattack") and entry.get("mode", "reference") == "reference"
+    if not reference or entry.get("fast"):
+        raise UserError(f"the record was not made in reference mode (it says {ran or 'nothing'!r}): run {command}")
+    if version != "standard":
+        raise UserError(f"the record is of AutoAttack {version!r}, the board is of 'standard': run {command}")
+    norm, eps = evaluation["threat"]["norm"], evaluation["threat"]["eps"]
+    if norm != board.threat or abs(eps - board.eps) > 1e-9:
+        told = evaluation["threat"].get("eps_text", eps)
+        raise UserError(
+            f"the record is of {norm} {told}, the board {board.dataset} is of {board.threat} {board.eps_text}"
+        )
+    n = min(entry["n_examples"], evaluation["n_examples"])
+    if not draft and (n != board.n_examples or entry["n_examples"] != evaluation["n_examples"]):
+        raise UserError(
+            f"the record is of {n} images, the board takes {board.n_examples}: evaluate on all of them, or pass --draft"
+        )
+
+
+def check_network(card: Mapping[str, Any], board: Board) -> None:
+    """Refuses a network for other classes, or for the same number of others."""
+    classes, channels = card["model"]["num_classes"], card["model"]["in_chans"]
+    if classes != board.num_classes or channels != 3:
+        raise UserError(
+            f"the network has {classes} classes and {channels} channels, {board.dataset} has {board.num_classes} and "
+            "3: choose the board of the data it was trained on"
+        )
+    names = tuple(card.get("data", {}).get("class_names") or ())
+    if board.dataset == "cifar10" and names and names != CIFAR10_CLASSES:
+        raise UserError(f"the network's classes are {', '.join(names)}, not CIFAR-10's in their order")
+
+
+def check_folder(folder: Path, own: str) -> None:
+    """Refuses a folder in which another model's bundle lies; `own` is DATASET/THREAT/ID.json."""
+    if folder.is_file():
+        raise UserError(f"{folder} is a file: expected a folder for the bundle")
+    others = [
+        path for path in folder.glob("model_info/*/*/*.json") if not path.as_posix().endswith(f"model_info/{own}")
+    ]
+    if others:
+        raise UserError(f"{folder} already holds the bundle of {others[0].stem}: choose another folder")

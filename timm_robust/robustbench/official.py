@@ -1,0 +1,164 @@
+"""`robustbench.benchmark` itself, from the released package, run on a model with a seed."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from timm_robust.errors import UserError
+from timm_robust.robustbench.package import released
+from timm_robust.robustbench.record import find_board
+from timm_robust.threat import parse_eps
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+
+@dataclass
+class Benchmark:
+    """What `robustbench.benchmark` returned, and each image's verdict.
+
+    Attributes:
+        clean_accuracy, robust_accuracy: shares in [0, 1].
+        robust: bool [N], whether each image stands, in data order; None where the authors' own `autoattack` ran, which
+            does not tell.
+    """
+
+    clean_accuracy: float
+    robust_accuracy: float
+    robust: Tensor | None
+
+
+def benchmark(
+    model: nn.Module,
+    *,
+    dataset: str = "cifar10",
+    threat: str = "Linf",
+    eps: str | float | None = None,
+    n_examples: int | None = None,
+    batch_size: int = 250,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    data_dir: str | Path = "./data",
+    images: Tensor | None = None,
+    targets: Tensor | None = None,
+    preprocessing: Any = None,
+    log_path: str | Path | None = None,
+    quiet: bool = True,
+) -> Benchmark:
+    """Runs `robustbench.benchmark` of the released package.
+
+    It passes no seed to AutoAttack, which then takes the clock's; here it gets one, so that the verdicts are those of
+    `timm_robust.evaluate` with the same seed and batch size. Process-wide state is left as it was.
+
+    Args:
+        model: in eval mode, images in [0, 1] to logits.
+        dataset, threat: of a board.
+        eps: radius such as "8/255", in units of the [0, 1] pixel range; by default the board's.
+        n_examples: the first so many images; by default as many as the board takes.
+        batch_size: images at once; the verdicts depend on it. RobustBench's own default is 32.
+        seed: of AutoAttack's draws.
+        device: by default where the model is.
+        data_dir: where RobustBench finds the data set; it downloads CIFAR if it is not there.
+        images: float [N, C, H, W] in [0, 1], to be used instead of what `data_dir` holds.
+        targets: int64 [N], with `images`.
+        preprocessing: RobustBench's name of an ImageNet preprocessing, or a transform. [default: Res256Crop224]
+        log_path: file that AutoAttack's lines are appended to.
+        quiet: print nothing.
+
+    Raises:
+        UserError: no real RobustBench, a model in train mode, no such board, or data that is not there.
+    """
+    from timm_robust.evaluation.accuracy import require_eval
+
+    require_eval(model)
+    board = find_board(dataset, threat)
+    radius = board.eps if eps is None else parse_eps(eps, board.threat)[0]
+    if (images is None) != (targets is None):
+        raise UserError("images and targets go together: pass both or neither")
+    n = n_examples or (board.n_examples if images is None else len(images))
+    if images is not None and n > len(images):
+        raise UserError(f"n_examples is {n}, there are only {len(images)} images")
+    if board.dataset == "imagenet" and preprocessing is None:
+        preprocessing = "Res256Crop224"
+    with released() as package, _process_state(), _printing(not quiet):
+        runs: list[Any] = []
+
+        def adversary(*args: Any, **kwargs: Any) -> Any:
+            runs.append(made(*args, seed=seed, **kwargs))
+            return runs[-1]
+
+        made = package.eval.AutoAttack  # type: ignore[attr-defined]
+        changes: dict[str, Any] = {"AutoAttack": partial(adversary, verbose=not quiet)}
+        if images is not None and targets is not None:
+            given = images[:n], targets[:n]
+            changes["load_clean_dataset"] = lambda *_: given
+        with _changed(package.eval, changes):  # type: ignore[attr-defined]
+            clean, robust = _call(
+                package.eval.benchmark,  # type: ignore[attr-defined]
+                model,
+                n_examples=n,
+                dataset=board.dataset,
+                threat_model=board.threat,
+                data_dir=str(data_dir),
+                device=device or next(model.parameters()).device,
+                batch_size=batch_size,
+                eps=radius,
+                log_path=None if log_path is None else str(log_path),
+                preprocessing=preprocessing,
+            )
+    return Benchmark(clean, robust, getattr(runs[-1], "robust", None))
+
+
+def _call(function: Any, model: nn.Module, **arguments: Any) -> Any:
+    try:
+        return function(model, **arguments)
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, OSError) or "Dataset not found" in str(error):
+            raise UserError(
+                f"{arguments['dataset']} could not be read from {arguments['data_dir']!r} nor downloaded ({error}): "
+                "put it there, or pass images and targets"
+            ) from error
+        raise
+
+
+@contextlib.contextmanager
+def _changed(module: ModuleType, values: dict[str, Any]) -> Iterator[None]:
+    before = {name: getattr(module, name) for name in values}
+    for name, value in values.items():
+        setattr(module, name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(module, name, value)
+
+
+@contextlib.contextmanager
+def _process_state() -> Iterator[None]:
+    """Restores what AutoAttack leaves changed: random generators, the trace function, its count of dynamic defenses."""
+    import torch
+
+    trace = sys.gettrace()
+    for name in ("pyautoattack.checks", "autoattack.checks"):
+        counts = getattr(sys.modules.get(name), "funcs", {})
+        counts.update(dict.fromkeys(counts, 0))
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        sys.settrace(trace)
+
+
+@contextlib.contextmanager
+def _printing(shown: bool) -> Iterator[None]:
+    with contextlib.nullcontext() if shown else contextlib.redirect_stdout(io.StringIO()):
+        yield
