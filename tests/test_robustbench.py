@@ -423,6 +423,27 @@ def test_benchmark_and_reference_mode_give_the_same_verdicts(robustbench, tmp_pa
     assert "initial accuracy: 87.50%" in log.read_text() and "robust accuracy after SQUARE" in log.read_text()
 
 
+def test_evaluate_runs_it_on_the_same_images(robustbench, train_small, few_digits):
+    output = train_small(epochs=1).output
+    entries = timm_robust.evaluate(
+        output, few_digits, attacks=["autoattack"], n_examples=4, robustbench=True, quiet=True
+    ).attacks
+    assert entries["robustbench"]["robust"] == entries["autoattack"]["robust"]
+    assert entries["robustbench"]["implementation"].startswith("robustbench ")
+
+
+def test_evaluate_without_it_says_so_before_measuring(train_small, few_digits, monkeypatch):
+    output = train_small(epochs=1).output
+
+    def absent():
+        raise UserError("RobustBench is not installed")
+
+    monkeypatch.setattr("timm_robust.robustbench.package.find_package", absent)
+    monkeypatch.setattr("timm_robust.evaluation.evaluate_model", None)
+    with pytest.raises(UserError, match="RobustBench is not installed"):
+        timm_robust.evaluate(output, few_digits, robustbench=True, quiet=True)
+
+
 def test_the_adapter_leaves_no_stand_in_behind(robustbench):
     missing = [name for name in ("pkg_resources", "autoattack") if importlib.util.find_spec(name) is None]
     with released() as package:

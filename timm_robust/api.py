@@ -374,6 +374,7 @@ def evaluate(
     json: str | Path | None = None,
     restart: bool = False,
     random_outputs: bool = False,
+    robustbench: bool = False,
     quiet: bool = False,
 ) -> Evaluation:
     """Measures a checkpoint on the test split of a data set, without loading any plugin.
@@ -396,15 +397,21 @@ def evaluate(
         json: file for the record.
         restart: begin anew, whatever an earlier call that was stopped has measured.
         random_outputs: the model's outputs are random on purpose; otherwise such a model is refused.
+        robustbench: run `robustbench.benchmark` itself as well, on the same images, seed and batch size; it
+            is the entry `robustbench`, whose verdicts are those of `autoattack`.
         quiet: no progress.
 
     Raises:
         UserError: no such checkpoint, data that does not fit it, unknown attacks, a model in train mode.
     """
     from timm_robust.evaluation import evaluate_model, parse_measure
+    from timm_robust.robustbench import benchmark_entry
+    from timm_robust.robustbench.package import find_package
 
     for name in attacks:
         parse_measure(name)
+    if robustbench:
+        find_package()  # before hours are spent
     if json is not None and not Path(json).resolve().parent.is_dir():
         raise UserError(f"the folder of the record {str(json)!r} does not exist: make it first")
     display = Display(quiet)
@@ -439,6 +446,11 @@ def evaluate(
             progress=report,
             keep=keep,
             restart=restart,
+        )
+    if robustbench:
+        display.say("running robustbench.benchmark, which tells nothing until it is done")
+        result.attacks["robustbench"] = benchmark_entry(
+            subject.model, subject.images, subject.targets, subject.threat, batch_size=batch_size, seed=seed
         )
     if json is not None:
         _write_record(Path(json), result, display)

@@ -45,6 +45,9 @@ def evaluate(
     random_outputs: Annotated[
         bool, typer.Option("--random-outputs", help="The model's outputs are random on purpose (autoattack-rand).")
     ] = False,
+    robustbench: Annotated[
+        bool, typer.Option("--robustbench", help="Run robustbench.benchmark itself as well, on the same images.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
     """Measure a checkpoint on the test split; no plugin is loaded for that.
@@ -68,6 +71,7 @@ def evaluate(
         json=json_,
         restart=not resume,
         random_outputs=random_outputs,
+        robustbench=robustbench,
         quiet=quiet,
     )
     print_accuracies(result, f"{result.checkpoint} on {result.data}, {result.threat}, seed {seed}")

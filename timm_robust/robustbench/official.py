@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -13,9 +14,9 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from timm_robust.errors import UserError
-from timm_robust.robustbench.package import released
+from timm_robust.robustbench.package import find_package, released
 from timm_robust.robustbench.record import find_board
-from timm_robust.threat import parse_eps
+from timm_robust.threat import Threat, parse_eps
 
 if TYPE_CHECKING:
     import torch
@@ -116,6 +117,54 @@ def benchmark(
                 preprocessing=preprocessing,
             )
     return Benchmark(clean, robust, getattr(runs[-1], "robust", None))
+
+
+DATASETS = {10: "cifar10", 100: "cifar100", 1000: "imagenet"}
+"""Data sets of the boards by number of classes."""
+
+
+def benchmark_entry(
+    model: nn.Module, images: Tensor, targets: Tensor, threat: Threat, *, batch_size: int, seed: int
+) -> dict[str, Any]:
+    """`benchmark` on given images, as an entry of an evaluation's record.
+
+    Args:
+        model: in eval mode, images in [0, 1] to logits.
+        images, targets: float [N, C, H, W] in [0, 1] and int64 [N].
+        threat: Linf or L2.
+        batch_size, seed: as in `benchmark`.
+
+    Raises:
+        UserError: as `benchmark`; a number of classes that no board has.
+    """
+    import torch
+
+    from timm_robust.versions import versions
+
+    find_package()
+    with torch.no_grad():
+        classes = model(images[:1].to(next(model.parameters()).device)).shape[1]
+    if classes not in DATASETS:
+        raise UserError(f"RobustBench measures models with 10, 100 or 1000 classes, this one has {classes}")
+    started = time.perf_counter()
+    found = benchmark(
+        model,
+        dataset=DATASETS[classes],
+        threat=threat.norm,
+        eps=threat.eps_text,
+        batch_size=batch_size,
+        seed=seed,
+        images=images,
+        targets=targets,
+    )
+    return {
+        "robust_accuracy": found.robust_accuracy,
+        "n_examples": len(images),
+        "seconds": round(time.perf_counter() - started, 2),
+        "implementation": f"robustbench {versions().get('robustbench', '(version unknown)')}",
+        "batch_size": batch_size,
+        "robust": [] if found.robust is None else found.robust.int().tolist(),
+    }
 
 
 def _call(function: Any, model: nn.Module, **arguments: Any) -> Any:
