@@ -373,6 +373,9 @@ def evaluate(
     device: str | None = None,
     json: str | Path | None = None,
     restart: bool = False,
+    fast: bool = False,
+    precision: str = "fp32",
+    compile: bool = False,
     random_outputs: bool = False,
     robustbench: bool = False,
     quiet: bool = False,
@@ -396,6 +399,9 @@ def evaluate(
         device: by default the best there is.
         json: file for the record.
         restart: begin anew, whatever an earlier call that was stopped has measured.
+        fast: run AutoAttack in its fast mode, for development: verdicts agree with the reference within the noise of
+            another seed, and no submission takes them. Started by `torchrun`, processes share its images.
+        precision, compile: of the fast mode's crafting: "fp32" or "bf16", and torch.compile.
         random_outputs: the model's outputs are random on purpose; otherwise such a model is refused.
         robustbench: run `robustbench.benchmark` itself as well, on the same images, seed and batch size; it
             is the entry `robustbench`, whose verdicts are those of `autoattack`.
@@ -404,17 +410,22 @@ def evaluate(
     Raises:
         UserError: no such checkpoint, data that does not fit it, unknown attacks, a model in train mode.
     """
-    from timm_robust.evaluation import evaluate_model, parse_measure
+    from timm_robust.evaluation import FastMode, evaluate_model, parse_measure, processes
     from timm_robust.robustbench import benchmark_entry
     from timm_robust.robustbench.package import find_package
 
     for name in attacks:
         parse_measure(name)
+    if not fast and (precision != "fp32" or compile):
+        raise UserError("precision and compile are for the fast mode: pass fast as well, or leave them")
+    if not fast and processes.count() > 1:
+        raise UserError(f"{processes.count()} processes would all measure the same: only the fast mode shares images")
+    mode = FastMode(precision, compile) if fast else None
     if robustbench:
         find_package()  # before hours are spent
     if json is not None and not Path(json).resolve().parent.is_dir():
         raise UserError(f"the folder of the record {str(json)!r} does not exist: make it first")
-    display = Display(quiet)
+    display = Display(quiet or processes.rank() > 0)
     with _decoding(display) as progress:
         subject = open_subject(
             checkpoint,
@@ -424,7 +435,7 @@ def evaluate(
             norm=norm,
             data_dir=data_dir,
             download=download,
-            device=device,
+            device=device or processes.own_device(),
             random_outputs=random_outputs,
             progress=progress,
         )
@@ -442,6 +453,7 @@ def evaluate(
             seed=seed,
             checkpoint=subject.name,
             data=subject.data,
+            fast=mode,
             random_outputs=random_outputs,
             progress=report,
             keep=keep,
@@ -452,7 +464,7 @@ def evaluate(
         result.attacks["robustbench"] = benchmark_entry(
             subject.model, subject.images, subject.targets, subject.threat, batch_size=batch_size, seed=seed
         )
-    if json is not None:
+    if json is not None and processes.rank() == 0:
         _write_record(Path(json), result, display)
     if keep is not None:
         keep.unlink(missing_ok=True)
@@ -461,10 +473,13 @@ def evaluate(
 
 def _kept_progress(checkpoint: str, json: str | Path | None) -> Path | None:
     """Where an evaluation keeps what it has measured: beside its record, else with the checkpoint if that can be."""
+    from timm_robust.evaluation import processes
+
+    suffix = f".unfinished-{processes.rank()}" if processes.rank() else ".unfinished"
     if json is not None:
-        return Path(json).with_suffix(".unfinished")
+        return Path(json).with_suffix(suffix)
     folder = Path(checkpoint)
-    return folder / "evaluation.unfinished" if folder.is_dir() and os.access(folder, os.W_OK) else None
+    return folder / f"evaluation{suffix}" if folder.is_dir() and os.access(folder, os.W_OK) else None
 
 
 def _write_record(path: Path, result: Evaluation, display: Display) -> None:

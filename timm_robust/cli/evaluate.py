@@ -42,6 +42,11 @@ def evaluate(
     resume: Annotated[
         bool, typer.Option("--resume/--restart", help="Go on after a kill, with the same verdicts, or begin anew.")
     ] = True,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="AutoAttack's fast mode, for development; torchrun shares its images.")
+    ] = False,
+    precision: Annotated[str, typer.Option(help="With --fast: fp32, or bf16 while crafting.")] = "fp32",
+    compile_: Annotated[bool, typer.Option("--compile", help="With --fast: torch.compile, pays on a GPU.")] = False,
     random_outputs: Annotated[
         bool, typer.Option("--random-outputs", help="The model's outputs are random on purpose (autoattack-rand).")
     ] = False,
@@ -70,10 +75,17 @@ def evaluate(
         device=device,
         json=json_,
         restart=not resume,
+        fast=fast,
+        precision=precision,
+        compile=compile_,
         random_outputs=random_outputs,
         robustbench=robustbench,
         quiet=quiet,
     )
+    from timm_robust.evaluation import processes
+
+    if processes.rank() > 0:
+        return
     print_accuracies(result, f"{result.checkpoint} on {result.data}, {result.threat}, seed {seed}")
     if json_:
         typer.echo(f"record: {json_}")

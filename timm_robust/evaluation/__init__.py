@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from timm_robust.attacks import Attacker
 from timm_robust.errors import UserError
+from timm_robust.evaluation import processes
 from timm_robust.evaluation.accuracy import (
     in_batches,
     require_deterministic,
@@ -29,12 +30,13 @@ from timm_robust.evaluation.autoattack import (
     run_autoattack,
 )
 from timm_robust.evaluation.budget import Meter
+from timm_robust.evaluation.fast import FastMode, fast_entry
 from timm_robust.evaluation.measures import ENSEMBLES, Measure, parse_measure, require_possible
 from timm_robust.evaluation.state import EvaluationState, images_hash, weights_hash
 from timm_robust.threat import Threat
 from timm_robust.versions import hardware, versions
 
-__all__ = ["AutoAttackResult", "Evaluation", "Measure", "evaluate_model", "parse_measure", "run_autoattack"]
+__all__ = ["AutoAttackResult", "Evaluation", "FastMode", "Measure", "evaluate_model", "parse_measure", "run_autoattack"]
 
 Progress = Callable[[str, float, float, str], None]
 """Called with the name of what runs, how much is done, the total, and what is known so far."""
@@ -97,6 +99,7 @@ def evaluate_model(
     data: str = "",
     examples: dict[str, int] | None = None,
     progress: Progress | None = None,
+    fast: FastMode | None = None,
     random_outputs: bool = False,
     keep: Path | None = None,
     restart: bool = False,
@@ -112,6 +115,8 @@ def evaluate_model(
         seed: of every random draw.
         examples: how many of the images an attack takes, by its name, where not all.
         progress: told what runs and how far it is.
+        fast: run AutoAttack in its fast mode, whose verdicts agree with the reference within the noise of another seed;
+            several processes share its images.
         random_outputs: the model's outputs are random on purpose.
         keep: file for what is measured so far; the same call goes on from it. To be deleted when the record is safe.
         restart: forget what that file keeps.
@@ -126,7 +131,7 @@ def evaluate_model(
     _check(model, images, targets, device, measures, threat)
     if not random_outputs:
         require_deterministic(model, images)
-    key = {} if keep is None else _key(model, images, targets, threat, batch_size, seed)
+    key = {} if keep is None else _key(model, images, targets, threat, batch_size, seed, fast)
     state = EvaluationState(keep, key, restart=restart)
     attacker = Attacker(model, threat)
 
@@ -144,8 +149,22 @@ def evaluate_model(
 
     def autoattack(measure: Measure, n: int) -> dict[str, Any]:
         version = measure.name.partition("-")[2] or "standard"
-        at = AutoAttackProgress(**state.running.get(measure.name, {}))
+        kept = state.running.get(measure.name, {})
         tell = _Bar(measure.name, model, version, images[:1].to(device), n, progress) if progress else None
+        if fast is not None:
+            return fast_entry(
+                fast,
+                model,
+                images[:n],
+                targets[:n],
+                threat,
+                version=version,
+                batch_size=batch_size,
+                seed=seed,
+                on_progress=tell,
+                keep=partial(state.keep, measure.name) if keep else None,
+                progress=kept,
+            )
         outcome = run_autoattack(
             model,
             images[:n].to(device),
@@ -155,11 +174,12 @@ def evaluate_model(
             batch_size=batch_size,
             seed=seed,
             on_batch=tell,
-            progress=at,
+            progress=AutoAttackProgress(**kept),
             keep=(lambda at: state.keep(measure.name, at.to_dict())) if keep else None,
         )
         return {
             "implementation": outcome.implementation,
+            "mode": "reference",
             "version": version,
             "batch_size": batch_size,
             "after": outcome.after,
@@ -200,12 +220,18 @@ class _Bar:
         self.meter = Meter(attacks, n)
 
     def __call__(self, attack: str, number: int, of: int, standing: float) -> None:
-        done, total = self.meter.update(attack, number / of, round(standing * self.n))
-        self.progress(f"{self.name} {attack}", done, total, f"robust so far {standing:.1%}")
+        done, total = self.meter.update(attack, number / max(of, 1), round(standing * self.n))
+        self.progress(f"{self.name} {attack}", done, max(total, 1.0), f"robust so far {standing:.1%}")
 
 
 def _key(
-    model: nn.Module, images: Tensor, targets: Tensor, threat: Threat, batch_size: int, seed: int
+    model: nn.Module,
+    images: Tensor,
+    targets: Tensor,
+    threat: Threat,
+    batch_size: int,
+    seed: int,
+    fast: FastMode | None,
 ) -> dict[str, Any]:
     """What verdicts depend on."""
     return {
@@ -218,6 +244,8 @@ def _key(
         "device": next(model.parameters()).device.type,
         "torch": torch.__version__,
         "implementation": implementation_version(),
+        "mode": "reference" if fast is None else f"fast, {fast.precision}",
+        "processes": f"{processes.rank()} of {processes.count()}",
     }
 
 

@@ -222,10 +222,10 @@ def run_autoattack(
                 if keep:
                     keep(at)
                 if on_batch:
-                    on_batch(attack, number, len(batches), (fell_to == STANDS).float().mean().item())
-    standing = [1 - (fell_to == WRONG).float().mean().item()]
+                    on_batch(attack, number, len(batches), (fell_to == STANDS).double().mean().item())
+    standing = [1 - (fell_to == WRONG).double().mean().item()]
     for place in range(1, len(attacks) + 1):
-        standing.append(((fell_to == STANDS) | (fell_to > place)).float().mean().item())
+        standing.append(((fell_to == STANDS) | (fell_to > place)).double().mean().item())
     after = dict(zip(attacks, standing[1:], strict=True))
     checks.check_square_sr({"clean": standing[0], **after}, logger=log)
     seconds = {attack: round(at.seconds.get(attack, 0.0), 2) for attack in attacks}

@@ -1,0 +1,208 @@
+"""AutoAttack's fast mode beside the reference, by attack, on the same model and images in one process.
+
+    python examples/benchmarks/autoattack.py CHECKPOINT --data cifar10 [--n 100] [--eps 8/255] [--norm L2] [--seed 0]
+        [--device cuda] [--precision bf16] [--compile] [--references 32 256] [--json FILE]
+
+The reference runs once for each batch size in --references: 32 is how RobustBench calls it, with a model whose weights
+want gradients; for larger ones they do not, which is calling it well. All take turns attack by attack, so that a
+machine whose speed drifts disturbs all alike; each goes on with the images that its own attacks left standing. Seconds
+are wall time; CPU seconds are beside them, which other processes disturb less. Last, the adapter that `evaluate` drives
+the reference by runs as a whole, at the largest of those batch sizes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import timm_robust
+from timm_robust.data import as_tensors, load_data
+from timm_robust.evaluation.autoattack import attacks_for, implementation, implementation_version, run_autoattack
+from timm_robust.evaluation.fast import run_fast
+from timm_robust.threat import Threat, make_threat
+from timm_robust.versions import hardware, versions
+
+Way = Callable[[str, Tensor], Tensor]
+"""Runs one attack on the images that stand, bool [N]; returns those that stand after it."""
+
+
+def reference(model: nn.Module, images: Tensor, targets: Tensor, threat: Threat, seed: int, batch_size: int) -> Way:
+    """The installed implementation, called for each batch as its `run_standard_evaluation` does."""
+    module = importlib.import_module(implementation())
+    device = next(model.parameters()).device
+    adversary = module.AutoAttack(model, norm=threat.norm, eps=threat.eps, seed=seed, version="standard", device=device)
+    with torch.no_grad():
+        _, n_targets = attacks_for(model(images[:1].to(device)).shape[1])
+    for part in (adversary.apgd_targeted, adversary.fab):
+        part.n_target_classes = n_targets
+    adversary.apgd.loss, adversary.fab.targeted = "ce", True
+    parts = {
+        "apgd-ce": adversary.apgd,
+        "apgd-t": adversary.apgd_targeted,
+        "fab-t": adversary.fab,
+        "square": adversary.square,
+    }
+
+    def run(attack: str, stands: Tensor) -> Tensor:
+        stands = stands.clone()
+        for parameter in model.parameters():
+            parameter.requires_grad_(batch_size <= 32)
+        for rows in stands.nonzero().squeeze(1).split(batch_size):
+            x, y = images[rows].to(device), targets[rows].to(device)
+            parts[attack].seed = seed
+            with torch.no_grad():
+                stands[rows] = (model(parts[attack].perturb(x, y)).argmax(1) == y).cpu()
+        return stands
+
+    return run
+
+
+def fast(
+    model: nn.Module, images: Tensor, targets: Tensor, threat: Threat, attacks: list[str], arguments: argparse.Namespace
+) -> Way:
+    def run(attack: str, stands: Tensor) -> Tensor:
+        return run_fast(
+            model,
+            images,
+            targets,
+            threat,
+            batch_size=arguments.batch_size,
+            seed=arguments.seed,
+            precision=arguments.precision,
+            compile=arguments.compile,
+            stands=stands,
+            skip=[name for name in attacks if name != attack],
+        ).robust
+
+    return run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint")
+    parser.add_argument("--data", default="cifar10")
+    parser.add_argument("--n", type=int, default=100, help="images, from the start of the test split")
+    parser.add_argument("--norm", default="Linf")
+    parser.add_argument("--eps")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--references", type=int, nargs="*", default=[32, 256], help="batch sizes of the reference")
+    parser.add_argument("--batch-size", type=int, default=256, help="lanes of the fast mode")
+    parser.add_argument("--precision", default="fp32", help="of the fast mode's crafting")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    logging.getLogger("auto-attack").disabled = True
+    here = Path(__file__).resolve().parent  # this file has the authors' package's name, and must not be found as it
+    sys.path[:] = [place for place in sys.path if Path(place or ".").resolve() != here]
+
+    model = timm_robust.load(arguments.checkpoint).eval().to(arguments.device)
+    images, targets = as_tensors(load_data(arguments.data).test, arguments.n)
+    threat = make_threat(arguments.norm, arguments.eps, image_size=images.shape[-1])
+    with torch.no_grad():
+        logits = torch.cat([model(part.to(arguments.device)).cpu() for part in images.split(256)])
+    attacks, _ = attacks_for(logits.shape[1])
+    ways = {
+        f"reference, batch {size}": reference(model, images, targets, threat, arguments.seed, size)
+        for size in arguments.references
+    }
+    ways["fast"] = fast(model, images, targets, threat, attacks, arguments)
+
+    clean = logits.argmax(1) == targets
+    print(f"{arguments.checkpoint}, {arguments.data}, {threat}, n = {len(images)}, {hardware()}")
+    print(f"clean {clean.float().mean():.2%}")
+    standing = dict.fromkeys(ways, clean)
+    seconds: dict[str, dict[str, float]] = {name: {} for name in ways}
+    cpu_seconds: dict[str, dict[str, float]] = {name: {} for name in ways}
+    after: dict[str, dict[str, float]] = {name: {} for name in ways}
+    for attack in attacks:
+        for name, way in ways.items():
+            _synchronize(arguments.device)
+            started, cpu = time.perf_counter(), time.process_time()
+            standing[name] = way(attack, standing[name])
+            _synchronize(arguments.device)
+            seconds[name][attack] = time.perf_counter() - started
+            cpu_seconds[name][attack] = time.process_time() - cpu
+            after[name][attack] = standing[name].float().mean().item()
+            print(
+                f"{attack:<8} {name:<20} {seconds[name][attack]:9.1f} s  {cpu_seconds[name][attack]:9.1f} CPU s  "
+                f"stands {after[name][attack]:.2%}  {_ratio(seconds, name, attack)}",
+                flush=True,
+            )
+    if arguments.references:
+        largest = max(arguments.references)
+        name = f"evaluate, batch {largest}"
+        cpu = time.process_time()
+        outcome = run_autoattack(model, images, targets, threat, batch_size=largest, seed=arguments.seed)
+        ways[name], standing[name], after[name] = ways["fast"], outcome.robust, outcome.after
+        seconds[name], cpu_seconds[name] = dict(outcome.seconds), {"sum": time.process_time() - cpu}
+        by_hand = f"reference, batch {largest}"
+        ratio = sum(seconds[name].values()) / sum(seconds[by_hand].values())
+        differ = int((standing[name] != standing[by_hand]).sum())
+        print(f"{name}: {ratio:.2f} x {by_hand}, {differ} verdicts differ from it")
+    for name in ways:
+        seconds[name]["all"] = sum(seconds[name].values())
+        cpu_seconds[name]["all"] = sum(cpu_seconds[name].values())
+        differ = int((standing[name] != standing["fast"]).sum())
+        print(
+            f"{'all':<8} {name:<20} {seconds[name]['all']:9.1f} s  {cpu_seconds[name]['all']:9.1f} CPU s  "
+            f"{differ} verdicts differ from fast  {_ratio(seconds, name, 'all')}"
+        )
+    record: dict[str, Any] = {
+        "name": arguments.json.stem if arguments.json else "",
+        "command": _command(arguments),
+        "date": datetime.date.today().isoformat(),
+        "n_examples": len(images),
+        "seed": arguments.seed,
+        "threat": {"norm": threat.norm, "eps": threat.eps, "eps_text": threat.eps_text},
+        "implementation": implementation_version(),
+        "threads": torch.get_num_threads(),
+        "hardware": hardware(),
+        "versions": versions(),
+        "unit": "wall and CPU seconds by way and attack; shares that stand after each; verdicts 0/1 by image",
+        "clean_accuracy": clean.float().mean().item(),
+        "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
+        "after": after,
+        "robust": {name: stands.int().tolist() for name, stands in standing.items()},
+    }
+    if arguments.json:
+        arguments.json.write_text(json.dumps(record, indent=1, default=str) + "\n")
+
+
+def _command(arguments: argparse.Namespace) -> str:
+    """The line that repeats it, without the folders of this machine."""
+    places = f"{Path(arguments.checkpoint).name} --data {Path(arguments.data).name}"
+    return (
+        f"python examples/benchmarks/autoattack.py {places} --n {arguments.n} --norm {arguments.norm} "
+        f"--seed {arguments.seed} --precision {arguments.precision}"
+        + (f" --eps {arguments.eps}" if arguments.eps else "")
+        + (" --compile" if arguments.compile else "")
+    )
+
+
+def _ratio(seconds: dict[str, dict[str, float]], name: str, attack: str) -> str:
+    others = [other for other in seconds if other != "fast" and attack in seconds[other]]
+    if name != "fast":
+        return ""
+    return ", ".join(f"{seconds['fast'][attack] / max(seconds[o][attack], 1e-9):.2f} x {o}" for o in others)
+
+
+def _synchronize(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""Lanes: a batch that stays full while images fall and attacks on single images end.
+
+Each lane runs one job, an attack on one image with one target or restart. A lane whose job ended, or whose image fell
+in another lane, takes the next job of the queue; when the queue is empty the batch shrinks. The queue has the first
+target of all images, then the second, and so on: so few images fill a batch with several of their targets side by side,
+and an image that falls early costs no more than it must.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from timm_robust.evaluation.fast.network import Network
+from timm_robust.threat import Threat
+
+
+@dataclass
+class Problem:
+    """What all attacks of a run share.
+
+    Attributes:
+        network: the crafting copy.
+        images: [N, C, H, W] in [0, 1].
+        targets: int64 [N].
+        numbers: int64 [N], what draws are keyed by: the number of each image in the whole data.
+        ranks: int64 [N, K], classes by the logits of the clean image, highest first.
+        threat: Linf or L2.
+        seed: of all draws.
+    """
+
+    network: Network
+    images: Tensor
+    targets: Tensor
+    numbers: Tensor
+    ranks: Tensor
+    threat: Threat
+    seed: int
+
+    def lanes(self, rows: Tensor, jobs: Tensor) -> dict[str, Any]:
+        """What the state of every attack begins with."""
+        clean = self.network.layout(self.images[rows.to(self.images.device)])
+        targets = self.targets[rows.to(self.targets.device)].to(clean.device)
+        nothing = torch.zeros(len(rows), dtype=torch.bool, device=clean.device)
+        return {"rows": rows, "jobs": jobs, "clean": clean, "targets": targets, "hit": nothing, "done": nothing.clone()}
+
+
+@dataclass
+class State:
+    """A batch of lanes: all tensors have the lanes as first axis.
+
+    Attributes:
+        rows: which image, on the CPU.
+        jobs: which target or restart, on the CPU.
+        clean: the image.
+        targets: its label.
+        hit: whether `point` has been misclassified by the crafting copy since somebody looked.
+        done: whether the job is over.
+        point: where it was.
+    """
+
+    rows: Tensor
+    jobs: Tensor
+    clean: Tensor
+    targets: Tensor
+    hit: Tensor
+    done: Tensor
+    point: Tensor
+
+    def catch(self, wrong: Tensor, points: Tensor) -> None:
+        """Notes the points of the lanes in `wrong`, unless they have one already."""
+        if wrong.device.type == "cpu" and not wrong.any():
+            return
+        new = wrong & ~self.hit
+        self.point = torch.where(new[:, None, None, None], points, self.point)
+        self.hit = self.hit | wrong
+
+
+AnyState = TypeVar("AnyState", bound=State)
+
+
+class Attack(Protocol):
+    """An attack on lanes. The draws of a lane depend only on the image's number and its job."""
+
+    jobs: int
+    """Targets or restarts of each image."""
+
+    def start(self, rows: Tensor, jobs: Tensor) -> Any:
+        """The state of new lanes."""
+
+    def step(self, state: Any) -> None:
+        """Advances all lanes in place; sets `hit`, `point` and `done`."""
+
+
+def take(state: AnyState, lanes: Tensor) -> AnyState:
+    """The state of some lanes only; `lanes` is bool or int64, on the CPU."""
+    there = lanes.to(state.clean.device)
+    parts = {field.name: getattr(state, field.name) for field in fields(state)}
+    return replace(state, **{name: part[lanes if part.device.type == "cpu" else there] for name, part in parts.items()})
+
+
+def join(states: list[AnyState]) -> AnyState:
+    """Several states as one."""
+    names = [field.name for field in fields(states[0])]
+    return replace(states[0], **{name: torch.cat([getattr(state, name) for state in states]) for name in names})
+
+
+class Queue:
+    """Jobs that nobody has begun; `ended` [N, jobs] says which are over, and images that fell need no more."""
+
+    def __init__(self, ended: Tensor, stands: Tensor) -> None:
+        self.ended, self.stands = ended, stands
+        open_jobs = (~ended & stands[:, None]).T.nonzero()  # by job, then by image
+        self.jobs, self.rows = open_jobs.unbind(1)
+        self.at = 0
+
+    def next(self, n: int) -> tuple[Tensor, Tensor]:
+        """Rows and jobs of at most `n` jobs whose images stand."""
+        rest = self.at + self.stands[self.rows[self.at :]].nonzero().squeeze(1)[:n]
+        self.at = int(rest[-1]) + 1 if len(rest) == n else len(self.rows)
+        return self.rows[rest], self.jobs[rest]
+
+
+def sweep(
+    attack: Attack,
+    queue: Queue,
+    confirm: Callable[[Tensor, Tensor], Tensor],
+    *,
+    lanes: int,
+    look_every: int = 1,
+    tick: Callable[[], None] | None = None,
+) -> None:
+    """Runs all jobs of a queue; the queue's `stands` and `ended` hold the outcome.
+
+    Args:
+        attack: what runs.
+        queue: its jobs.
+        confirm: told rows and points that the crafting copy misclassifies, says which images fell.
+        lanes: size of the batch.
+        look_every: steps between looks at what is hit or done; a look waits for a GPU.
+        tick: called after each look.
+    """
+    state: Any = _more(attack, queue, None, lanes)
+    steps = 0
+    while state is not None:
+        attack.step(state)
+        steps += 1
+        if steps % look_every:
+            continue
+        hit = state.hit.cpu().nonzero().squeeze(1)
+        if len(hit):
+            fell = confirm(state.rows[hit], state.point[hit.to(state.point.device)])
+            queue.stands[state.rows[hit[fell]]] = False
+            state.hit = torch.zeros_like(state.hit)  # those that were not confirmed go on
+        done = state.done.cpu()
+        queue.ended[state.rows[done], state.jobs[done]] = True
+        stays = ~done & queue.stands[state.rows]
+        if not stays.all():
+            state = _more(attack, queue, take(state, stays), lanes)
+        if tick:
+            tick()
+
+
+def _more(attack: Attack, queue: Queue, state: Any, lanes: int) -> Any:
+    """The lanes with as many new ones as there is room for; None when there are none left."""
+    running = 0 if state is None else len(state.rows)
+    rows, jobs = queue.next(lanes - running)
+    parts = [] if running == 0 else [state]
+    if len(rows):
+        parts.append(attack.start(rows, jobs))
+    if not parts:
+        return None
+    return parts[0] if len(parts) == 1 else join(parts)

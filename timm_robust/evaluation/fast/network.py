@@ -1,0 +1,148 @@
+"""The crafting copy of a model: same function, less work.
+
+BatchNorm in eval mode is a scale and a shift of each channel, so it folds into the convolution before it; the copy runs
+in channels_last, its weights need no gradient, and it can run in bf16 or compiled. What it says decides nothing: the
+original has the last word on each adversarial image.
+"""
+
+from __future__ import annotations
+
+import copy
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from timm_robust.errors import UserError, unknown
+
+PRECISIONS = ("fp32", "bf16")
+TOLERANCE = 1e-4
+"""Largest difference between the logits of folded copy and original, relative to the largest logit."""
+
+
+class Network:
+    """Images to logits for crafting.
+
+    Args:
+        model: in eval mode; it is copied, never altered.
+        sample: a few images [n, C, H, W] in [0, 1], to compare the copy with the original on.
+        precision: `fp32`, or `bf16` for the matrix work.
+        compile: compile full batches; smaller ones run as they are.
+        full: size of a full batch.
+
+    Raises:
+        UserError: unknown precision, or a model that cannot be copied.
+
+    Attributes:
+        device: of the model.
+        folded: how many BatchNorm layers are folded.
+    """
+
+    def __init__(
+        self, model: nn.Module, sample: Tensor, *, precision: str = "fp32", compile: bool = False, full: int = 0
+    ) -> None:
+        if precision not in PRECISIONS:
+            raise unknown("precision", precision, PRECISIONS)
+        parameter = next(model.parameters(), None)
+        self.device = sample.device if parameter is None else parameter.device
+        self.dtype = torch.float32 if parameter is None else parameter.dtype
+        self.precision, self.full = precision, full
+        sample = sample.to(self.device, self.dtype)
+        self.module, self.folded = _fastest(model, sample)
+        self.compiled: Any = torch.compile(self.module, dynamic=False) if compile and full else None
+
+    def layout(self, images: Tensor) -> Tensor:
+        """Images where and how the network wants them."""
+        return images.to(self.device, self.dtype).contiguous(memory_format=torch.channels_last)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Logits [B, K], in the precision of the images; with a graph where gradients are on."""
+        run = self.compiled if self.compiled is not None and len(images) == self.full else self.module
+        half = self.precision == "bf16"
+        with torch.autocast(self.device.type, torch.bfloat16) if half else nullcontext():
+            logits = run(images)
+        return logits.to(images.dtype)
+
+    @torch.no_grad()
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits [B, K] without a graph."""
+        return self(images)
+
+
+@torch.no_grad()
+def _fastest(model: nn.Module, sample: Tensor) -> tuple[nn.Module, int]:
+    """The copy, folded where that leaves the logits as they are."""
+    wanted = model(sample)
+    if not wanted.isfinite().all():
+        raise UserError("the model's logits are not finite on the first images: it cannot be attacked")
+    plain = _copy(model)
+    folded = _copy(model)
+    n = _fold(folded, sample)
+    scale = wanted.abs().max().clamp(min=1e-6)
+    for candidate, count in ((folded, n), (plain, 0)):
+        candidate = candidate.to(memory_format=torch.channels_last)
+        if (candidate(sample) - wanted).abs().max() <= TOLERANCE * scale:
+            return candidate, count
+    return _copy(model), 0
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model).eval().requires_grad_(False)
+    except Exception as error:
+        raise UserError(
+            f"the fast mode needs a copy of the model, which {type(model).__name__} does not allow "
+            f"({type(error).__name__}): use the reference mode"
+        ) from error
+
+
+def _fold(model: nn.Module, sample: Tensor) -> int:
+    """Folds BatchNorm layers that get the very output of a convolution, both run once; returns how many."""
+    calls: dict[nn.Module, int] = {}
+    outputs: list[tuple[nn.Conv2d, Tensor]] = []
+    pairs: list[tuple[nn.Conv2d, Any]] = []
+
+    def after_conv(module: Any, inputs: Any, output: Tensor) -> None:
+        calls[module] = calls.get(module, 0) + 1
+        outputs.append((module, output))  # kept, so that no other tensor can be mistaken for it
+
+    def before_norm(module: Any, inputs: Any) -> None:
+        calls[module] = calls.get(module, 0) + 1
+        pairs.extend((conv, module) for conv, output in outputs if output is inputs[0])
+
+    convs = [m for m in model.modules() if type(m) is nn.Conv2d and not m._forward_pre_hooks and not m._forward_hooks]
+    norms = [m for m in model.modules() if _is_norm(m)]
+    hooks = [conv.register_forward_hook(after_conv) for conv in convs]
+    hooks += [norm.register_forward_pre_hook(before_norm) for norm in norms]
+    try:
+        model(sample[:1])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    pairs = [(conv, norm) for conv, norm in pairs if calls[conv] == 1 and calls[norm] == 1]
+    places = {child: (parent, name) for parent in model.modules() for name, child in parent.named_children()}
+    for conv, norm in pairs:
+        _fold_into(conv, norm)
+        parent, name = places[norm]
+        # timm has a BatchNorm with the activation inside
+        setattr(parent, name, nn.Sequential(norm.drop, norm.act) if hasattr(norm, "act") else nn.Identity())
+    return len(pairs)
+
+
+def _is_norm(module: nn.Module) -> bool:
+    if not isinstance(module, nn.BatchNorm2d) or module.running_var is None:
+        return False
+    return type(module) is nn.BatchNorm2d or (hasattr(module, "act") and hasattr(module, "drop"))
+
+
+def _fold_into(conv: nn.Conv2d, norm: Any) -> None:
+    scale = (norm.running_var.double() + norm.eps).rsqrt()
+    shift = -norm.running_mean.double() * scale
+    if norm.affine:
+        scale, shift = scale * norm.weight.double(), shift * norm.weight.double() + norm.bias.double()
+    if conv.bias is not None:
+        shift = shift + conv.bias.double() * scale
+    dtype = conv.weight.dtype
+    conv.weight = nn.Parameter((conv.weight.double() * scale[:, None, None, None]).to(dtype), requires_grad=False)
+    conv.bias = nn.Parameter(shift.to(dtype), requires_grad=False)

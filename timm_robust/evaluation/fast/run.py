@@ -1,0 +1,224 @@
+"""The fast mode of AutoAttack: the same attacks on lanes that stay full, crafted on a faster copy of the model.
+
+The verdict of an image is whether any attack broke it, so the order of the jobs does not matter, and every draw is
+keyed by image, attack, job and step: the result does not depend on batch size, resume or number of processes, but for
+the last bits of the network's own arithmetic. For development: a record is written from the reference.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from timm_robust.errors import UserError
+from timm_robust.evaluation.accuracy import require_eval
+from timm_robust.evaluation.fast import apgd, fab, square
+from timm_robust.evaluation.fast.lanes import Attack, Problem, Queue, sweep
+from timm_robust.evaluation.fast.network import Network
+from timm_robust.evaluation.fast.verdict import Judge
+from timm_robust.threat import Threat
+
+STREAMS = {"apgd-ce": 1, "apgd-dlr": 2, "apgd-t": 3, "fab": 4, "fab-t": 5, "square": 6}
+"""Numbers of the attacks, for their draws; part of what a seed means."""
+
+CPU_LANES = 24
+"""Larger batches fall out of a processor's caches: they cost more for each image."""
+LOOK_EVERY_ON_GPU = 5
+SECONDS_BETWEEN_SAVES = 5.0
+
+
+@dataclass
+class FastResult:
+    """Verdicts of one run.
+
+    Attributes:
+        robust: bool [N] on the CPU, whether each image stands after all attacks.
+        fell_to: int64 [N], the attack that broke each image, counted from 1 in the order of `after`; 0 where it was
+            misclassified before any attack, -1 where it stands.
+        after: share of images that stand after each attack, in [0, 1], in the order they ran.
+        seconds: of each attack.
+        adversarial: [N, C, H, W] on the images' device: what broke each image, the clean image elsewhere; after a
+            resume only what this call found.
+    """
+
+    robust: Tensor
+    fell_to: Tensor
+    after: dict[str, float]
+    seconds: dict[str, float]
+    adversarial: Tensor
+
+
+def run_fast(
+    model: nn.Module,
+    images: Tensor,
+    targets: Tensor,
+    threat: Threat,
+    *,
+    version: str = "standard",
+    batch_size: int = 256,
+    seed: int = 0,
+    precision: str = "fp32",
+    compile: bool = False,
+    indices: Tensor | None = None,
+    stands: Tensor | None = None,
+    skip: Collection[str] = (),
+    on_progress: Callable[[str, int, int, float], None] | None = None,
+    save: Callable[[dict[str, Any]], None] | None = None,
+    resume: Mapping[str, Any] | None = None,
+) -> FastResult:
+    """AutoAttack (arXiv:2003.01690), fast: agrees with the reference within the noise of another seed.
+
+    No generator, flag or mode of the process or of the model changes.
+
+    Args:
+        model: in eval mode, images in [0, 1] to logits, deterministic.
+        images: float [N, C, H, W] in [0, 1].
+        targets: int64 [N].
+        threat: Linf or L2.
+        version: `standard` or `plus`.
+        batch_size: lanes that are attacked at once; on a CPU at most 24 are.
+        seed: of all draws.
+        precision: `fp32`, or `bf16` while crafting; verdicts are always the original model's in float32.
+        compile: compile the crafting copy for full batches.
+        indices: int64 [N], the number of each image in the whole data, where these are a part of it; each shard then
+            gives the verdicts that the whole would.
+        stands: bool [N], images to attack, of those that are classified correctly; by default all.
+        skip: attacks to leave out.
+        on_progress: called with attack, jobs ended, jobs in all, and the share of images that stands so far.
+        save: called every few seconds and after each attack with a state of plain values and CPU tensors.
+        resume: such a state; the run goes on from it, with the same verdicts. Jobs in progress begin anew.
+
+    Raises:
+        UserError: a model in train mode or that cannot be copied, a norm or version without a fast mode, unknown
+            precision, or a state of other images.
+    """
+    require_eval(model)
+    _refuse(threat, version)
+    from timm_robust.evaluation.autoattack import attacks_for
+
+    device = getattr(next(model.parameters(), images), "device", images.device)
+    lanes = min(batch_size, CPU_LANES) if device.type == "cpu" else batch_size
+    judge = Judge(model, images, targets, threat, max(lanes, 1))
+    logits = judge.logits(images)
+    names, n_targets = attacks_for(logits.shape[1], version)
+    names = [name for name in names if name not in skip]
+    right = logits.argmax(1) == targets.cpu()
+    at = _Progress(right if stands is None else right & stands.cpu(), resume)
+    network = Network(model, images[:8], precision=precision, compile=compile, full=lanes)
+    numbers = torch.arange(len(images)) if indices is None else indices.cpu()
+    problem = Problem(network, images, targets, numbers, logits.argsort(1, descending=True), threat, seed)
+    for place, name in enumerate(names, 1):
+        if name in at.finished:
+            continue
+        _run(name, place, _attack(name, problem, version, n_targets), judge, at, lanes, on_progress, save)
+    after = {
+        name: ((at.fell_to < 0) | (at.fell_to > place)).double().mean().item() for place, name in enumerate(names, 1)
+    }
+    seconds = {name: round(at.seconds.get(name, 0.0), 2) for name in names}
+    return FastResult(at.stands, at.fell_to, after, seconds, judge.adversarial)
+
+
+class _Progress:
+    """Where a run is."""
+
+    def __init__(self, stands: Tensor, resume: Mapping[str, Any] | None) -> None:
+        self.stands = stands
+        self.fell_to = torch.where(stands, -1, 0)
+        self.attack, self.ended = "", torch.zeros(0, 0, dtype=torch.bool)
+        self.finished: list[str] = []
+        self.seconds: dict[str, float] = {}
+        if resume:
+            if len(resume["fell_to"]) != len(stands):
+                raise UserError(
+                    f"the state to resume from has {len(resume['fell_to'])} images, expected {len(stands)}: "
+                    "it belongs to another run"
+                )
+            self.fell_to = resume["fell_to"].clone()
+            self.stands = self.fell_to < 0
+            self.attack, self.ended = resume["attack"], resume["ended"].clone()
+            self.finished, self.seconds = list(resume["finished"]), dict(resume["seconds"])
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "fell_to": self.fell_to.clone(),
+            "attack": self.attack,
+            "ended": self.ended.clone(),
+            "finished": list(self.finished),
+            "seconds": dict(self.seconds),
+        }
+
+
+def _run(
+    name: str,
+    place: int,
+    attack: Attack,
+    judge: Judge,
+    at: _Progress,
+    lanes: int,
+    on_progress: Callable[[str, int, int, float], None] | None,
+    save: Callable[[dict[str, Any]], None] | None,
+) -> None:
+    """One attack on all images that stand."""
+    if at.attack != name:
+        at.attack, at.ended = name, torch.zeros(len(at.stands), attack.jobs, dtype=torch.bool)
+    attacked = at.stands | (at.fell_to == place)
+    started, before = time.perf_counter(), at.seconds.get(name, 0.0)
+    saved = started
+
+    def clock() -> None:
+        at.seconds[name] = before + time.perf_counter() - started
+
+    def confirm(rows: Tensor, points: Tensor) -> Tensor:
+        fell = judge(rows, points)
+        at.fell_to[rows[fell]] = place
+        return fell
+
+    def tick() -> None:
+        nonlocal saved
+        if on_progress:
+            ended = int((at.ended | ~at.stands[:, None])[attacked].sum())
+            on_progress(name, ended, int(attacked.sum()) * attack.jobs, at.stands.double().mean().item())
+        if save and time.perf_counter() - saved >= SECONDS_BETWEEN_SAVES:
+            clock()
+            save(at.state())
+            saved = time.perf_counter()
+
+    sweep(
+        attack,
+        Queue(at.ended, at.stands),
+        confirm,
+        lanes=lanes,
+        look_every=1 if judge.device.type == "cpu" else LOOK_EVERY_ON_GPU,
+        tick=tick,
+    )
+    clock()
+    at.finished.append(name)
+    if save:
+        save(at.state())
+
+
+def _attack(name: str, problem: Problem, version: str, n_targets: int) -> Attack:
+    """An attack with the settings of its ensemble."""
+    restarts = 5 if version == "plus" else 1
+    stream = STREAMS[name]
+    if name == "square":
+        return square.Square(problem, stream, square.QUERIES)
+    if name == "fab-t":
+        return fab.FAB(problem, True, n_targets, stream, fab.STEPS)
+    if name == "fab":
+        return fab.FAB(problem, False, restarts, stream, fab.STEPS)
+    if name == "apgd-t":
+        return apgd.APGD(problem, "dlr-targeted", n_targets, stream, apgd.STEPS)
+    return apgd.APGD(problem, name.removeprefix("apgd-"), restarts, stream, apgd.STEPS)
+
+
+def _refuse(threat: Threat, version: str) -> None:
+    if threat.norm not in ("Linf", "L2"):
+        raise UserError(f"the fast mode knows Linf and L2, not {threat.norm}: use the reference mode for it")
+    if version == "rand":
+        raise UserError("the fast mode has no version rand, whose outputs are random: use the reference mode for it")
