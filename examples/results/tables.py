@@ -95,7 +95,7 @@ def trained(method: str) -> str:
     header = ["network", "data, threat", "epochs", "clean", "PGD-10", "AutoAttack", "s / epoch", "record"]
     commands = "\n".join(f"    {r['command']}" for r in found)
     machine = "; ".join(sorted({f"{r['hardware']}, seed {r['seed']}, {r['date']}" for r in found}))
-    notes = "".join(f" {r['note']}" for r in found if r.get("note"))
+    notes = "".join(f" `{r['name']}`: {r['note']}." for r in found if r.get("note"))
     where = f"Measured on the test split, best checkpoint; {machine}.{notes} Commands:"
     return f"{table(header, rows)}\n\n{where}\n\n{commands}"
 
