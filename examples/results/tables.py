@@ -2,8 +2,8 @@
 
     python examples/results/tables.py [--check]
 
-Such a part stands between `<!-- options NAME -->`, `<!-- evidence NAME -->`, `<!-- methods -->`, `<!-- full-size -->`
-or `<!-- step-cost -->` and `<!-- end -->`.
+Such a part stands between `<!-- options NAME -->`, `<!-- evidence NAME -->`, `<!-- methods -->`, `<!-- full-size -->`,
+`<!-- step-cost -->`, `<!-- composition -->` or `<!-- autoattack -->` and `<!-- end -->`.
 """
 
 from __future__ import annotations
@@ -19,9 +19,8 @@ from timm_robust.plugin import DefenseSpec, DistillerSpec, ModifierSpec, get_man
 from timm_robust.plugin.options import describe
 
 ROOT = Path(__file__).resolve().parents[2]
-PART = re.compile(
-    r"<!-- (options|evidence|methods|full-size|step-cost)(?: ([a-z0-9-]+))? -->\n.*?<!-- end -->", re.DOTALL
-)
+KINDS = "options|evidence|methods|full-size|step-cost|composition|autoattack"
+PART = re.compile(rf"<!-- ({KINDS})(?: ([a-z0-9-]+))? -->\n.*?<!-- end -->", re.DOTALL)
 RESULTS = "../../examples/results"
 """From a method card."""
 
@@ -282,12 +281,62 @@ def step_cost() -> str:
     return table(["record", "attack steps", "way", "x floor"], rows) + "\n\n" + "\n".join(notes)
 
 
+def composition() -> str:
+    """What each part of our own recipe adds, where it was tried."""
+    found = [r for r in records() if r["name"] == "composition"]
+    if not found:
+        return "Not measured."
+    r = found[0]
+    rows = []
+    for way, runs in r["ways"].items():
+        clean, robust, seconds = (
+            statistics.mean(one[name] for one in runs) for name in ("clean_accuracy", "pgd-10-1", "seconds_per_epoch")
+        )
+        rows.append(
+            [way if way in ("trades", "all") else f"with {way}", percent(clean), percent(robust), f"{seconds:.0f}"]
+        )
+    seeds = ", ".join(str(one["seed"]) for one in next(iter(r["ways"].values())))
+    images = f"{r['training_images']} training and {r['test_images']} test images"
+    about = f"`{r['name']}`: {images}, {r['epochs']} epochs, seed {seeds}, {r['hardware']}, {r['date']}"
+    note = f"; {r['note']}" if r.get("note") else ""
+    return table(["trades", "clean", "PGD-10", "s / epoch"], rows) + f"\n\n{about}{note}."
+
+
+def autoattack() -> str:
+    """Wall time of AutoAttack's fast mode beside the reference, by attack."""
+    rows, notes = [], []
+    for r in records():
+        if not r["name"].startswith("autoattack-"):
+            continue
+        hand = [way for way in r["seconds"] if way.startswith("reference")]
+        for attack_name in r["seconds"]["fast"]:
+            ours = r["seconds"]["fast"][attack_name]
+            ratios = [f"{ours / r['seconds'][way][attack_name]:.2f}" for way in hand]
+            rows.append([f"`{r['name']}`", attack_name, f"{ours:.0f} s", *ratios])
+        differ = {way: sum(a != b for a, b in zip(r["robust"]["fast"], r["robust"][way], strict=True)) for way in hand}
+        adapter = next((way for way in r["seconds"] if way.startswith("evaluate")), None)
+        told = "; ".join(f"{count} verdicts of {r['n_examples']} differ from {way}" for way, count in differ.items())
+        if adapter:
+            by_hand = f"reference{adapter.removeprefix('evaluate')}"
+            told += f"; {adapter} takes {r['seconds'][adapter]['all'] / r['seconds'][by_hand]['all']:.2f} x {by_hand}"
+        notes.append(f"`{r['name']}`: {told}; {r['threads']} threads, {r['hardware']}, {r['date']}.")
+    if not rows:
+        return "Not measured."
+    return table(["record", "attack", "fast mode", "x batch 32", "x batch 256"], rows) + "\n\n" + "\n".join(notes)
+
+
 def filled(text: str) -> str:
     """The text with its generated parts made anew."""
 
     def part(match: re.Match[str]) -> str:
         kind, name = match[1], match[2]
-        makers = {"methods": methods, "full-size": full_size, "step-cost": step_cost}
+        makers = {
+            "methods": methods,
+            "full-size": full_size,
+            "step-cost": step_cost,
+            "composition": composition,
+            "autoattack": autoattack,
+        }
         body = makers[kind]() if kind in makers else options(name) if kind == "options" else evidence(name)
         return f"<!-- {kind}{' ' + name if name else ''} -->\n{body}\n<!-- end -->"
 
