@@ -231,6 +231,41 @@ def test_flags_are_reported_and_do_not_stick():
     assert not any("softmax" in flag for flag in run_autoattack(network(), images, targets, THREAT).flags)
 
 
+def test_a_softmax_at_the_end_is_warned_of(few_digits, capfd):
+    class Softmax(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = network()
+
+        def forward(self, x):
+            return self.inner(x).softmax(1)
+
+    timm_robust.evaluate(Softmax().eval(), few_digits, attacks=["fgsm"], n_examples=20, quiet=True)
+    assert "the outputs look like probabilities" in capfd.readouterr().err
+    timm_robust.evaluate(network(), few_digits, attacks=["fgsm"], n_examples=20, quiet=True)
+    assert capfd.readouterr().err == ""
+
+
+def test_random_and_lost_outputs_are_refused(few_digits):
+    class Noisy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = network()
+
+        def forward(self, x):
+            return self.inner(x) + torch.randn(len(x), 10)
+
+    noisy = Noisy().eval()
+    with pytest.raises(UserError, match="the model is not deterministic: two forward passes"):
+        timm_robust.evaluate(noisy, few_digits, attacks=["fgsm"], n_examples=20, quiet=True)
+    timm_robust.evaluate(noisy, few_digits, attacks=["fgsm"], n_examples=20, random_outputs=True, quiet=True)
+    lost = network()
+    with torch.no_grad():
+        lost[0].weight.mul_(float("nan"))
+    with pytest.raises(UserError, match="logits are nan for image 0"):
+        timm_robust.evaluate(lost, few_digits, attacks=["fgsm"], n_examples=20, quiet=True)
+
+
 def test_channels_last_images():
     """The DLR loss of the implementations fails on channels_last strides."""
     model = network()

@@ -411,6 +411,7 @@ def evaluate(
         UserError: no such checkpoint, data that does not fit it, unknown attacks, a model in train mode.
     """
     from timm_robust.evaluation import FastMode, evaluate_model, parse_measure, processes
+    from timm_robust.evaluation.accuracy import output_warnings
     from timm_robust.robustbench import benchmark_entry
     from timm_robust.robustbench.package import find_package
 
@@ -439,6 +440,8 @@ def evaluate(
             random_outputs=random_outputs,
             progress=progress,
         )
+    for warning in output_warnings(subject.model, subject.images):
+        display.warn(warning)
     keep = _kept_progress(subject.name, json)
     if keep is not None and keep.exists() and not restart:
         display.say(f"going on with what {keep} keeps of an evaluation that was stopped")

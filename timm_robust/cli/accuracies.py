@@ -9,12 +9,17 @@ from rich.table import Table
 
 
 def print_accuracies(evaluation: Any, title: str) -> None:
+    from timm_robust.evaluation.statistics import wilson
+
     table = Table(title=title, title_justify="left")
-    for name, justify in (("attack", "left"), ("accuracy", "right"), ("test images", "right"), ("seconds", "right")):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    table.add_column("attack")
+    for name in ("accuracy", "95 % interval", "test images", "seconds"):
+        table.add_column(name, justify="right")
     for name, value, n in evaluation.rows():
         seconds = evaluation.attacks.get(name, {}).get("seconds")
-        table.add_row(name, f"{value:.2%}", str(n), "" if seconds is None else f"{seconds:.1f}")
+        low, high = wilson(round(value * n), n)
+        interval = f"{low:.1%} to {high:.1%}"
+        table.add_row(name, f"{value:.2%}", interval, str(n), "" if seconds is None else f"{seconds:.1f}")
     console = Console()
     console.print(table)
     for entry in evaluation.attacks.values():
