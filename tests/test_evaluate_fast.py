@@ -60,7 +60,7 @@ def test_a_killed_run_goes_on(checkpoint, short, tmp_path, monkeypatch):
         run(checkpoint, json=file)
     running = json.loads(kept.read_text())["running"]["autoattack"]
     assert running["attack"] == "fab-t" and running["finished"] == ["apgd-ce", "apgd-t"]
-    with pytest.raises(UserError, match=r"unfinished evaluation with another mode \(fast, fp32, now reference\)"):
+    with pytest.raises(UserError, match=r"unfinished evaluation that differs in mode \(fast, fp32, now reference\)"):
         run(checkpoint, json=file, fast=False)
     assert run(checkpoint, json=file).attacks["autoattack"]["robust"] == whole
     assert not kept.exists()
@@ -86,6 +86,7 @@ def test_two_processes_share_the_images(checkpoint, tmp_path):
         assert done.returncode == 0, done.stderr[-2000:]
         assert done.stdout.count("autoattack") == 1, "one process speaks"
         records.append(json.loads((tmp_path / name).read_text())["attacks"]["autoattack"])
+    assert not list(tmp_path.glob("*.unfinished*"))
     assert records[0]["robust"] == records[1]["robust"]
     assert 0 < sum(records[0]["robust"]) < 21, "the case must tell something"
     assert (records[0]["processes"], records[1]["processes"]) == (1, 2)

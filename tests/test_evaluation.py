@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import random
@@ -156,16 +157,50 @@ def test_killed_at_twenty_random_moments_the_verdicts_are_the_same(tmp_path, sho
             assert again.attacks[name][what] == entry[what], what
 
 
+def test_random_models_resume_too(shorter_attacks):
+    """AutoAttack *rand* on a model whose outputs are random, stopped after each batch in turn."""
+
+    class Noisy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = network()
+
+        def forward(self, x):
+            return self.inner(x) + 0.1 * torch.randn(len(x), 10)
+
+    model = Noisy().eval()
+    images, targets = labelled(network(), 8)
+    settings = {"version": "rand", "batch_size": 3, "seed": 1}
+    stops = []
+    threat = Threat("Linf", 1 / 255, "1/255")
+    whole = run_autoattack(model, images, targets, threat, keep=lambda at: stops.append(copy.deepcopy(at)), **settings)
+    assert len(stops) > 2 and 0 < whole.robust.float().mean() < 1, "the case must tell something"
+    for at in stops:
+        again = run_autoattack(model, images, targets, threat, progress=at, **settings)
+        assert torch.equal(again.fell_to, whole.fell_to)
+    with pytest.raises(UserError, match="has 8 images, expected 4: it is of another run"):
+        run_autoattack(model, images[:4], targets[:4], THREAT, progress=stops[0], **settings)
+
+
+def test_other_attacks_do_not_drop_what_is_kept(tmp_path):
+    model = network()
+    images, targets = labelled(model, 6)
+    file = tmp_path / "state"
+    evaluate_model(model, images, targets, THREAT, attacks=["fgsm"], keep=file)
+    with pytest.raises(UserError, match=r"differs in attacks \(fgsm, now pgd-2-1\)"):
+        evaluate_model(model, images, targets, THREAT, attacks=["pgd-2-1"], keep=file)
+
+
 def test_a_kept_evaluation_of_something_else_is_refused(tmp_path):
     model = network()
     images, targets = labelled(model, 6)
     file = tmp_path / "state"
     evaluate_model(model, images, targets, THREAT, attacks=["fgsm"], keep=file)
-    with pytest.raises(UserError, match=r"another batch size \(250, now 3\): run the command that began it"):
+    with pytest.raises(UserError, match=r"differs in batch size \(250, now 3\): run the command that began it"):
         evaluate_model(model, images, targets, THREAT, attacks=["fgsm"], keep=file, batch_size=3)
     with torch.no_grad():
         model[0].weight.add_(0.01)
-    with pytest.raises(UserError, match="another checkpoint"):
+    with pytest.raises(UserError, match="differs in checkpoint"):
         evaluate_model(model, images, targets, THREAT, attacks=["fgsm"], keep=file)
     evaluate_model(model, images, targets, THREAT, attacks=["fgsm"], keep=file, restart=True)
     file.write_text(file.read_text()[:50])
@@ -203,16 +238,20 @@ def test_the_authors_interface_gives_the_same(monkeypatch):
     assert torch.equal(one.robust, two.robust) and one.after == two.after
 
 
-def test_nothing_is_left_changed():
+def test_nothing_is_left_changed(monkeypatch):
+    import pyautoattack.checks
+
     model = network()
     images, targets = labelled(model, 6)
     hook, logger = sys.gettrace(), logging.getLogger("auto-attack")
+    monkeypatch.setitem(pyautoattack.checks.funcs, "grad", 7)
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
     run_autoattack(model, images, targets, THREAT)
     assert torch.equal(torch.rand(3), expected), "the global generator is left alone"
     assert sys.gettrace() is hook and not logger.disabled
+    assert pyautoattack.checks.funcs["grad"] == 7
     assert all(p.requires_grad for p in model.parameters())
 
 
@@ -253,7 +292,7 @@ def test_random_and_lost_outputs_are_refused(few_digits):
             self.inner = network()
 
         def forward(self, x):
-            return self.inner(x) + torch.randn(len(x), 10)
+            return self.inner(x) + 0.1 * torch.randn(len(x), 10)
 
     noisy = Noisy().eval()
     with pytest.raises(UserError, match="the model is not deterministic: two forward passes"):
@@ -348,6 +387,7 @@ def test_a_full_disk_does_not_lose_what_was_measured(train_small, few_digits, tm
     result = timm_robust.evaluate(output, few_digits, attacks=["fgsm"], json=tmp_path / "record.json", quiet=True)
     assert len(result.attacks["fgsm"]["robust"]) == 100
     assert "could not be written" in capfd.readouterr().err
+    assert list(tmp_path.glob("record.*")) == [tmp_path / "record.unfinished"], "what is kept goes only with a record"
 
 
 def test_evaluation_leaves_plugins_alone(train_small, tmp_path):
@@ -371,6 +411,9 @@ def test_evaluation_leaves_plugins_alone(train_small, tmp_path):
         ({"attacks": ["pgdd"]}, "unknown attack 'pgdd': expected clean, fgsm, autoattack or pgd-STEPS-RESTARTS"),
         ({"attacks": ["clean"], "n_examples": 101}, "n_examples is 101, the test split of .* has only 100"),
         ({"eps": "8"}, "did you mean 8/255"),
+        ({"n_examples": 0}, "n_examples is 0: expected at least 1"),
+        ({"batch_size": 0}, "batch_size is 0: expected at least 1"),
+        ({"attacks": ["autoattack-rand"], "fast": True}, "the fast mode has no version rand"),
         ({"json": "nowhere/record.json"}, "the folder of the record 'nowhere/record.json' does not exist"),
     ],
 )

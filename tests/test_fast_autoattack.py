@@ -522,6 +522,12 @@ def test_progress_counts_jobs(net, digits, short):
     assert all(done == of for done, of in last.values()) and last["apgd-t"][1] % 9 == 0
 
 
+def test_a_process_without_images_has_nothing_to_say(net, digits, short):
+    images, targets = digits
+    result = run_fast(net, images[:0], targets[:0], LINF)
+    assert len(result.robust) == len(result.fell_to) == 0 and list(result.after)[-1] == "square"
+
+
 def test_what_it_cannot_do_is_refused(net, digits):
     images, targets = digits[0][:2], digits[1][:2]
     for change, words in (

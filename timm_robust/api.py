@@ -404,7 +404,7 @@ def evaluate(
         precision, compile: of the fast mode's crafting: "fp32" or "bf16", and torch.compile.
         random_outputs: the model's outputs are random on purpose; otherwise such a model is refused.
         robustbench: run `robustbench.benchmark` itself as well, on the same images, seed and batch size; it
-            is the entry `robustbench`, whose verdicts are those of `autoattack`.
+            is the entry `robustbench`, whose verdicts are those of `autoattack` in the reference mode.
         quiet: no progress.
 
     Raises:
@@ -412,7 +412,7 @@ def evaluate(
     """
     from timm_robust.evaluation import FastMode, evaluate_model, parse_measure, processes
     from timm_robust.evaluation.accuracy import output_warnings
-    from timm_robust.robustbench import benchmark_entry
+    from timm_robust.robustbench import benchmark_entry, require_board
     from timm_robust.robustbench.package import find_package
 
     for name in attacks:
@@ -424,8 +424,12 @@ def evaluate(
     mode = FastMode(precision, compile) if fast else None
     if robustbench:
         find_package()  # before hours are spent
+        if processes.count() > 1:
+            raise UserError("robustbench.benchmark runs in one process: leave it out, or start one")
     if json is not None and not Path(json).resolve().parent.is_dir():
         raise UserError(f"the folder of the record {str(json)!r} does not exist: make it first")
+    if json is not None and Path(json).is_dir():
+        raise UserError(f"the record {str(json)!r} is a folder: expected a file name")
     display = Display(quiet or processes.rank() > 0)
     with _decoding(display) as progress:
         subject = open_subject(
@@ -436,10 +440,12 @@ def evaluate(
             norm=norm,
             data_dir=data_dir,
             download=download,
-            device=device or processes.own_device(),
+            device=device,
             random_outputs=random_outputs,
             progress=progress,
         )
+    if robustbench:
+        require_board(subject.model, subject.images, subject.threat)
     for warning in output_warnings(subject.model, subject.images):
         display.warn(warning)
     keep = _kept_progress(subject.name, json)
@@ -467,9 +473,9 @@ def evaluate(
         result.attacks["robustbench"] = benchmark_entry(
             subject.model, subject.images, subject.targets, subject.threat, batch_size=batch_size, seed=seed
         )
-    if json is not None and processes.rank() == 0:
-        _write_record(Path(json), result, display)
-    if keep is not None:
+    written = json is None or processes.rank() > 0 or _write_record(Path(json), result, display)
+    processes.wait()
+    if keep is not None and written:
         keep.unlink(missing_ok=True)
     return result
 
@@ -485,14 +491,16 @@ def _kept_progress(checkpoint: str, json: str | Path | None) -> Path | None:
     return folder / f"evaluation{suffix}" if folder.is_dir() and os.access(folder, os.W_OK) else None
 
 
-def _write_record(path: Path, result: Evaluation, display: Display) -> None:
-    """Writes a record; what took hours to measure is not lost to a full disk."""
+def _write_record(path: Path, result: Evaluation, display: Display) -> bool:
+    """Writes a record, and says whether it did; what took hours to measure is not lost to a full disk."""
     from timm_robust.checkpoint import write_json
 
     try:
         write_json(path, result.to_dict())
     except OSError as error:
         display.warn(f"the record could not be written to {path} ({error})")
+        return False
+    return True
 
 
 def _default_output(model: Any, method: str, data: Any, resume: bool) -> Path:

@@ -36,7 +36,8 @@ def paired(record_a: str | Path, record_b: str | Path) -> dict[str, Paired]:
     told = [f"{one['threat'].get('norm')} {one['threat'].get('eps_text')}" for one in (a, b)]
     if a["threat"].get("norm") != b["threat"].get("norm") or a["threat"].get("eps") != b["threat"].get("eps"):
         raise UserError(f"the records differ in threat: {told[0]} in {record_a}, {told[1]} in {record_b}")
-    shared = [name for name in a["attacks"] if name in b["attacks"]]
+    # an attack may tell no verdicts, as RobustBench with the authors' package
+    shared = [name for name in a["attacks"] if all(one["attacks"].get(name, {}).get("robust") for one in (a, b))]
     if not shared:
         raise UserError(
             f"the records share no attack: {', '.join(a['attacks']) or 'none'} in {record_a}, "

@@ -66,7 +66,9 @@ def open_subject(
     from timm_robust.data import as_tensors, load_data
     from timm_robust.evaluation.accuracy import require_deterministic, require_eval, require_finite
 
-    model, name, card = _network(checkpoint, data, norm, device or best_device(), download)
+    if n_examples is not None and n_examples < 1:
+        raise UserError(f"n_examples is {n_examples}: expected at least 1")
+    model, name, card = _network(checkpoint, norm, device, download)
     require_eval(model)
     data = card.get("data", {}).get("name") if data is None else data
     if data is None:
@@ -99,20 +101,23 @@ def open_subject(
 
 
 def _network(
-    checkpoint: str | Path | nn.Module, data: Any, norm: str | None, device: str, download: bool
+    checkpoint: str | Path | nn.Module, norm: str | None, device: str | None, download: bool
 ) -> tuple[nn.Module, str, dict[str, Any]]:
     """The network, its name, and its card where it has one."""
     from timm_robust.checkpoint import find_checkpoint, load, read_card
+    from timm_robust.evaluation.processes import own_device
 
+    where = device or own_device()
     if str(checkpoint).startswith(ZOO) and isinstance(checkpoint, str):
         from timm_robust.robustbench import load_zoo
 
         # zoo:NAME is of the board cifar10, zoo:cifar100/NAME of another
         dataset, _, name = checkpoint.removeprefix(ZOO).rpartition("/")
-        return load_zoo(name, dataset or "cifar10", norm or "Linf", download=download).to(device), checkpoint, {}
+        return load_zoo(name, dataset or "cifar10", norm or "Linf", download=download).to(where), checkpoint, {}
     if isinstance(checkpoint, (str, Path)):
-        return load(checkpoint, device=device), str(find_checkpoint(checkpoint)), read_card(checkpoint)
-    return checkpoint.to(device), type(checkpoint).__name__, {}
+        return load(checkpoint, device=where), str(find_checkpoint(checkpoint)), read_card(checkpoint)
+    # a module stays where it is unless another device is asked for
+    return checkpoint if device is None else checkpoint.to(device), type(checkpoint).__name__, {}
 
 
 def best_device() -> str:

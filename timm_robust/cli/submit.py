@@ -86,7 +86,7 @@ def submit(
             checkpoint,
             data,
             attacks=["clean", "autoattack"],
-            n_examples=n_examples,
+            n_examples=n_examples or (None if draft else board.n_examples),
             seed=seed,
             eps=board.eps_text,
             norm=board.threat,

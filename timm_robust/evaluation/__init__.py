@@ -30,8 +30,8 @@ from timm_robust.evaluation.autoattack import (
     run_autoattack,
 )
 from timm_robust.evaluation.budget import Meter
-from timm_robust.evaluation.fast import FastMode, fast_entry
-from timm_robust.evaluation.measures import ENSEMBLES, Measure, parse_measure, require_possible
+from timm_robust.evaluation.fast import FastMode, fast_entry, require_fast
+from timm_robust.evaluation.measures import ENSEMBLES, Measure, ensemble_version, parse_measure, require_possible
 from timm_robust.evaluation.state import EvaluationState, images_hash, weights_hash
 from timm_robust.threat import Threat
 from timm_robust.versions import hardware, versions
@@ -128,10 +128,11 @@ def evaluate_model(
     require_eval(model)
     measures = [parse_measure(name) for name in attacks]
     device = next(model.parameters()).device
-    _check(model, images, targets, device, measures, threat)
+    _check(model, images, targets, device, measures, threat, batch_size, fast)
     if not random_outputs:
         require_deterministic(model, images)
     key = {} if keep is None else _key(model, images, targets, threat, batch_size, seed, fast)
+    key |= {"attacks": ", ".join(measure.name for measure in measures), "images_by_attack": examples or {}}
     state = EvaluationState(keep, key, restart=restart)
     attacker = Attacker(model, threat)
 
@@ -148,7 +149,7 @@ def evaluate_model(
         return verdicts(measure, attacker, batches, seed=seed, progress=count).int().tolist()
 
     def autoattack(measure: Measure, n: int) -> dict[str, Any]:
-        version = measure.name.partition("-")[2] or "standard"
+        version = ensemble_version(measure)
         kept = state.running.get(measure.name, {})
         tell = _Bar(measure.name, model, version, images[:1].to(device), n, progress) if progress else None
         if fast is not None:
@@ -167,8 +168,8 @@ def evaluate_model(
             )
         outcome = run_autoattack(
             model,
-            images[:n].to(device),
-            targets[:n].to(device),
+            images[:n],
+            targets[:n],
             threat,
             version=version,
             batch_size=batch_size,
@@ -206,7 +207,8 @@ def evaluate_model(
     result = Evaluation(checkpoint, data, threat, len(images), seed, share, weights=weights_hash(model))
     for measure in measures:
         if measure.name != "clean":
-            result.attacks[measure.name] = state.once(measure.name, partial(measured, measure))
+            shared = processes.count() > 1 and measure.name in ENSEMBLES
+            result.attacks[measure.name] = state.once(measure.name, partial(measured, measure), shared=shared)
     return result
 
 
@@ -250,8 +252,17 @@ def _key(
 
 
 def _check(
-    model: nn.Module, images: Tensor, targets: Tensor, device: torch.device, measures: list[Measure], threat: Threat
+    model: nn.Module,
+    images: Tensor,
+    targets: Tensor,
+    device: torch.device,
+    measures: list[Measure],
+    threat: Threat,
+    batch_size: int,
+    fast: FastMode | None,
 ) -> None:
+    if batch_size < 1:
+        raise UserError(f"batch_size is {batch_size}: expected at least 1")
     if len(images) == 0:
         raise UserError("there are no images to evaluate on")
     low, high = images.min().item(), images.max().item()
@@ -259,10 +270,12 @@ def _check(
         raise UserError(
             f"images range from {low:g} to {high:g}: expected pixels in [0, 1], normalisation is in the model"
         )
-    require_finite(model, images)
+    require_finite(model, images, batch_size=batch_size)
     with torch.no_grad():
         classes = model(images[:1].to(device)).shape[1]
     if targets.max() >= classes:
         raise UserError(f"the data has class number {int(targets.max())}, the model has only {classes} classes")
     for measure in measures:
         require_possible(measure, threat, classes)
+        if fast is not None and measure.name in ENSEMBLES:
+            require_fast(threat, ensemble_version(measure))

@@ -12,7 +12,14 @@ from timm_robust.attacks import Attacker, crafting
 from timm_robust.data.batch import Batch
 from timm_robust.errors import UserError
 from timm_robust.evaluation.attempts import Attempt, attempts
-from timm_robust.evaluation.measures import ENSEMBLES, EXAMPLES, Measure, parse_measure, require_possible
+from timm_robust.evaluation.measures import (
+    ENSEMBLES,
+    EXAMPLES,
+    Measure,
+    ensemble_version,
+    parse_measure,
+    require_possible,
+)
 from timm_robust.threat import Threat
 
 __all__ = [
@@ -138,7 +145,7 @@ def verdicts_of(
     if measure.name in ENSEMBLES:
         from timm_robust.evaluation.autoattack import run_autoattack
 
-        version = measure.name.partition("-")[2] or "standard"
+        version = ensemble_version(measure)
         result = run_autoattack(model, images, targets, threat, version=version, batch_size=batch_size, seed=seed)
         if progress:
             progress(len(images))

@@ -116,8 +116,10 @@ def implementation() -> str:
         UserError: neither is installed.
     """
     for name in ("autoattack", "pyautoattack"):
-        if importlib.util.find_spec(name) is not None:
-            return name
+        with contextlib.suppress(ValueError):  # RobustBench's stand-in, while that is imported
+            spec = importlib.util.find_spec(name)
+            if spec is not None and spec.origin is not None:  # not just some folder of that name
+                return name
     raise UserError("AutoAttack is not installed: pip install pyautoattack")
 
 
@@ -188,10 +190,15 @@ def run_autoattack(
         num_classes = model(images[:1].to(device)).shape[1]
     attacks, n_targets = attacks_for(num_classes, version)
     at = progress or AutoAttackProgress()
+    if at.fell_to and len(at.fell_to) != len(images):
+        raise UserError(
+            f"the progress to go on from has {len(at.fell_to)} images, expected {len(images)}: it is of another run"
+        )
     log = _Log(at.flags)
     checks = importlib.import_module(f"{package}.checks")
     with crafting(model, "eval"), _kept_process_state(checks, device), _silenced(), torch.no_grad():
         adversary = _build(package, model, threat, version, seed, device, n_targets, log)
+        torch.manual_seed(seed)  # for models whose outputs are random
         if not at.fell_to:
             _check_defense(checks, model, images[:batch_size].to(device), targets[:batch_size].to(device), version, log)
             right = torch.cat(
@@ -214,6 +221,7 @@ def run_autoattack(
                     continue
                 started = time.perf_counter()
                 x, y = (part[rows.to(part.device)].to(device) for part in (images, targets))
+                torch.manual_seed(seed)  # as the attack does, but before its first forward: random models resume too
                 adversarial = _attack(adversary, attack, seed, x, y)
                 fallen = (model(adversarial).max(dim=1)[1] != y).cpu()
                 fell_to[rows[fallen]] = place
@@ -285,23 +293,25 @@ def _kept_process_state(checks: Any, device: torch.device) -> Iterator[None]:
     """
     trace = sys.gettrace()
     counts = getattr(checks, "funcs", {})
-    for name in counts:
-        counts[name] = 0
+    before = dict(counts)
+    counts.update(dict.fromkeys(counts, 0))
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             yield
     finally:
         sys.settrace(trace)
+        counts.update(before)
 
 
 @contextlib.contextmanager
 def _silenced() -> Iterator[None]:
     """Silences the implementations' own logging and printing."""
     logger = logging.getLogger("auto-attack")
-    level, logger.disabled = logger.level, True
+    level, disabled = logger.level, logger.disabled
+    logger.disabled = True
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
-        logger.disabled = False
+        logger.disabled = disabled
         logger.setLevel(level)

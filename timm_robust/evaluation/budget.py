@@ -62,7 +62,8 @@ class Meter:
         if attack != self.running:
             if self.running:
                 self.done += self.passes[self.running] * self.began_with
-            self.began_with, self.running = self.stood, attack
+            self.began_with = self.stood if self.running else standing  # or a run that goes on begins here
+            self.running = attack
         self.stood = standing
         now = self.passes[attack] * self.began_with
         later = sum(self.passes[name] for name in self.attacks[self.attacks.index(attack) + 1 :]) * standing

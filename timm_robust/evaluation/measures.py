@@ -77,6 +77,11 @@ def parse_measure(name: str) -> Measure:
     )
 
 
+def ensemble_version(measure: Measure) -> str:
+    """Which version of AutoAttack one of `ENSEMBLES` is."""
+    return measure.name.partition("-")[2] or "standard"
+
+
 def torchattacks_names() -> list[str]:
     """Classes of torchattacks that can be built from a model and plain settings."""
     return sorted(

@@ -42,12 +42,15 @@ class EvaluationState:
         if path is not None and path.exists() and not restart:
             self._read(path)
 
-    def __bool__(self) -> bool:
-        """Whether there is something to go on with."""
-        return bool(self.finished or self.running)
+    def once(self, name: str, measure: Callable[[], dict[str, Any]], *, shared: bool = False) -> dict[str, Any]:
+        """The entry of a measure: what is kept, else what `measure` returns, which is then kept.
 
-    def once(self, name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """The entry of a measure: what is kept, else what `measure` returns, which is then kept."""
+        Args:
+            shared: several processes measure it together. Then only where it is is kept: each process has a file of its
+                own, and one that took the entry from there would leave the others waiting for it.
+        """
+        if shared:
+            return measure()
         if name not in self.finished:
             entry = measure()
             self.finished[name] = entry
@@ -63,8 +66,10 @@ class EvaluationState:
     def _read(self, path: Path) -> None:
         try:
             content = json.loads(path.read_text())
-            key, self.finished, self.running = content["key"], content["finished"], content["running"]
-            written = content["format"]
+            written, parts = content["format"], [content[name] for name in ("key", "finished", "running")]
+            if not all(isinstance(part, dict) for part in parts):
+                raise ValueError
+            key, self.finished, self.running = parts
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"the evaluation kept in {path} cannot be read ({type(error).__name__}): delete it or pass --restart"
@@ -77,7 +82,7 @@ class EvaluationState:
             if key.get(name) != value:
                 what = name.replace("_", " ")
                 raise UserError(
-                    f"{path} keeps an unfinished evaluation with another {what} ({key.get(name)}, now {value}): "
+                    f"{path} keeps an unfinished evaluation that differs in {what} ({key.get(name)}, now {value}): "
                     "run the command that began it, or pass --restart to drop it"
                 )
 

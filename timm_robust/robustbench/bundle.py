@@ -174,11 +174,12 @@ def describe(record: ModelRecord) -> str:
 
 
 def _id_from(paper: Paper) -> str:
-    if not paper.title or not paper.authors:
+    title, author = (paper.title or "").split(), (paper.authors or "").partition(",")[0].split()
+    if not title or not author:
         raise UserError("a model id is needed: pass --id such as Wang2023Better, or --title and --authors")
-    name = re.sub(r"[^A-Za-z-]", "", paper.authors.split(",")[0].split()[-1])
+    name = re.sub(r"[^A-Za-z-]", "", author[-1])
     years = re.findall(r"(?:19|20)\d\d", paper.venue or "")
-    word = re.sub(r"[^A-Za-z0-9-]", "", paper.title.split()[0])
+    word = re.sub(r"[^A-Za-z0-9-]", "", title[0])
     year = years[-1] if years else date.today().year
     return f"{name[:1].upper()}{name[1:]}{year}{word[:1].upper()}{word[1:]}"
 

@@ -14,8 +14,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from timm_robust.errors import UserError
-from timm_robust.robustbench.package import find_package, released
-from timm_robust.robustbench.record import find_board
+from timm_robust.robustbench.package import released
+from timm_robust.robustbench.record import Board, find_board
 from timm_robust.threat import Threat, parse_eps
 
 if TYPE_CHECKING:
@@ -123,6 +123,21 @@ DATASETS = {10: "cifar10", 100: "cifar100", 1000: "imagenet"}
 """Data sets of the boards by number of classes."""
 
 
+def require_board(model: nn.Module, images: Tensor, threat: Threat) -> Board:
+    """The board for so many classes and this norm; quick, so that it can be asked before hours are spent.
+
+    Raises:
+        UserError: RobustBench has none.
+    """
+    import torch
+
+    with torch.no_grad():
+        classes = model(images[:1].to(next(model.parameters()).device)).shape[1]
+    if classes not in DATASETS:
+        raise UserError(f"RobustBench measures models with 10, 100 or 1000 classes, this one has {classes}")
+    return find_board(DATASETS[classes], threat.norm)
+
+
 def benchmark_entry(
     model: nn.Module, images: Tensor, targets: Tensor, threat: Threat, *, batch_size: int, seed: int
 ) -> dict[str, Any]:
@@ -137,19 +152,13 @@ def benchmark_entry(
     Raises:
         UserError: as `benchmark`; a number of classes that no board has.
     """
-    import torch
-
     from timm_robust.versions import versions
 
-    find_package()
-    with torch.no_grad():
-        classes = model(images[:1].to(next(model.parameters()).device)).shape[1]
-    if classes not in DATASETS:
-        raise UserError(f"RobustBench measures models with 10, 100 or 1000 classes, this one has {classes}")
+    board = require_board(model, images, threat)
     started = time.perf_counter()
     found = benchmark(
         model,
-        dataset=DATASETS[classes],
+        dataset=board.dataset,
         threat=threat.norm,
         eps=threat.eps_text,
         batch_size=batch_size,
@@ -197,14 +206,17 @@ def _process_state() -> Iterator[None]:
     import torch
 
     trace = sys.gettrace()
-    for name in ("pyautoattack.checks", "autoattack.checks"):
-        counts = getattr(sys.modules.get(name), "funcs", {})
-        counts.update(dict.fromkeys(counts, 0))
+    counts = [getattr(sys.modules.get(name), "funcs", {}) for name in ("pyautoattack.checks", "autoattack.checks")]
+    before = [dict(one) for one in counts]
+    for one in counts:
+        one.update(dict.fromkeys(one, 0))
     try:
         with torch.random.fork_rng():
             yield
     finally:
         sys.settrace(trace)
+        for one, values in zip(counts, before, strict=True):
+            one.update(values)
 
 
 @contextlib.contextmanager

@@ -104,6 +104,11 @@ def _explained(name: str, entry: ZooEntry, fetched: list[Path], error: Exception
     absent = [file for file in fetched if not file.is_file()]
     if absent:
         return UserError(f"the weights of {name} could not be downloaded to {absent[0]} ({reason}): check the network")
+    if "weights_only" in str(error) or "Weights only" in str(error):
+        return UserError(
+            f"{entry.files[0]} holds more than tensors, which torch reads only from sources that you trust: then set "
+            "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1"
+        )
     for file in map(Path, entry.files):
         whole = file.is_file() and zipfile.is_zipfile(file)
         if not whole:
@@ -113,11 +118,6 @@ def _explained(name: str, entry: ZooEntry, fetched: list[Path], error: Exception
                 f"{file} cannot be read, its download may have been interrupted ({reason}): delete it and fetch it "
                 f"again from {entry.links[entry.files.index(str(file))]}"
             )
-    if "weights_only" in str(error) or "Weights only" in str(error):
-        return UserError(
-            f"{entry.files[0]} holds more than tensors, which torch reads only from sources that you trust: then set "
-            "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1"
-        )
     return UserError(f"{name} could not be loaded from {entry.files[0]} ({type(error).__name__}: {reason})")
 
 

@@ -98,7 +98,7 @@ def run_fast(
             precision, or a state of other images.
     """
     require_eval(model)
-    _refuse(threat, version)
+    require_fast(threat, version)
     from timm_robust.evaluation.autoattack import attacks_for
 
     device = getattr(next(model.parameters(), images), "device", images.device)
@@ -107,6 +107,9 @@ def run_fast(
     logits = judge.logits(images)
     names, n_targets = attacks_for(logits.shape[1], version)
     names = [name for name in names if name not in skip]
+    if len(images) == 0:  # more processes than images
+        none = torch.zeros(0, dtype=torch.long)
+        return FastResult(none < 0, none, dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0), judge.adversarial)
     right = logits.argmax(1) == targets.cpu()
     at = _Progress(right if stands is None else right & stands.cpu(), resume)
     network = Network(model, images[:8], precision=precision, compile=compile, full=lanes)
@@ -217,7 +220,12 @@ def _attack(name: str, problem: Problem, version: str, n_targets: int) -> Attack
     return apgd.APGD(problem, name.removeprefix("apgd-"), restarts, stream, apgd.STEPS)
 
 
-def _refuse(threat: Threat, version: str) -> None:
+def require_fast(threat: Threat, version: str) -> None:
+    """Refuses what the fast mode does not know.
+
+    Raises:
+        UserError: another norm or version.
+    """
     if threat.norm not in ("Linf", "L2"):
         raise UserError(f"the fast mode knows Linf and L2, not {threat.norm}: use the reference mode for it")
     if version == "rand":
