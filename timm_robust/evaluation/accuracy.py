@@ -3,7 +3,7 @@ something."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -154,16 +154,11 @@ def verdicts_of(
     return verdicts(measure, Attacker(model, threat), batches, seed=seed, progress=progress)
 
 
-def in_batches(images: Tensor, targets: Tensor, size: int, device: torch.device) -> list[Batch]:
-    """Tensors as batches of at most `size` images on a device, in order."""
-    return [
-        Batch(
-            images[i : i + size].to(device),
-            targets[i : i + size].to(device),
-            torch.arange(i, min(i + size, len(images))),
-        )
-        for i in range(0, len(images), size)
-    ]
+def in_batches(images: Tensor, targets: Tensor, size: int, device: torch.device) -> Iterator[Batch]:
+    """Tensors as batches of at most `size` images, in order; one at a time is on the device."""
+    for i in range(0, len(images), size):
+        numbers = torch.arange(i, min(i + size, len(images)))
+        yield Batch(images[i : i + size].to(device), targets[i : i + size].to(device), numbers)
 
 
 def accuracy(stands: Tensor) -> float:

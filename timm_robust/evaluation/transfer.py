@@ -101,9 +101,9 @@ def transfer(
     require_possible(measure, threat, num_classes)
     for name, source in sources.items():
         _require_alike(name, source, target, images, num_classes)
-    batches = in_batches(images, targets, batch_size, device)
     judge = Attacker(target, threat).view
     with torch.no_grad():
+        batches = in_batches(images, targets, batch_size, device)
         clean = [right(judge(batch.images), batch.targets) for batch in batches]
     stands = {}
     for name, source in sources.items():
@@ -111,6 +111,7 @@ def transfer(
         kept, done = [], 0
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
+            batches = in_batches(images, targets, batch_size, device)
             for batch, standing in zip(batches, clean, strict=True):
                 kept.append(survivors(tries, judge, batch.images, batch.targets, standing))
                 done += len(batch)

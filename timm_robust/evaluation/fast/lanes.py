@@ -97,7 +97,7 @@ class Attack(Protocol):
 
 
 def take(state: AnyState, lanes: Tensor) -> AnyState:
-    """The state of some lanes only; `lanes` is bool or int64, on the CPU."""
+    """The state of some lanes only; `lanes` is int64 on the CPU, since a GPU would have to count a mask first."""
     there = lanes.to(state.clean.device)
     parts = {field.name: getattr(state, field.name) for field in fields(state)}
     return replace(state, **{name: part[lanes if part.device.type == "cpu" else there] for name, part in parts.items()})
@@ -160,7 +160,7 @@ def sweep(
         queue.ended[state.rows[done], state.jobs[done]] = True
         stays = ~done & queue.stands[state.rows]
         if not stays.all():
-            state = _more(attack, queue, take(state, stays), lanes)
+            state = _more(attack, queue, take(state, stays.nonzero().squeeze(1)), lanes)
         if tick:
             tick()
 
