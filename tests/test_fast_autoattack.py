@@ -378,6 +378,30 @@ def test_batch_norm_folds_and_the_model_is_left_alone(small_model):
     assert all(parameter.requires_grad for parameter in small_model.parameters())
 
 
+def test_passes_without_gradients_run_frozen_on_a_cpu(small_model):
+    model = small_model.eval()
+    images = torch.rand(9, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    net = Network(model, images[:8])
+    assert net.frozen is not None
+    for n in (1, 5, 9):
+        with torch.no_grad():
+            assert torch.allclose(net.logits(net.layout(images[:n])), model(images[:n]), atol=1e-4)
+
+    class Branches(nn.Module):  # a trace would take one branch for all images
+        def __init__(self):
+            super().__init__()
+            self.inner = model
+
+        def forward(self, x):
+            return self.inner(x) * (2 if len(x) > 1 else 1)
+
+    branches = Branches().eval()
+    net = Network(branches, images[:8])
+    assert net.frozen is None
+    with torch.no_grad():
+        assert torch.allclose(net.logits(net.layout(images[:1])), branches(images[:1]), atol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["efficientnet_lite0", "regnetx_002", "vit_tiny_patch16_224", "densenet121"])
 def test_other_families_fold_or_stay(name):
     kwargs = {"img_size": 32, "patch_size": 8} if name.startswith("vit") else {}

@@ -8,6 +8,7 @@ original has the last word on each adversarial image.
 from __future__ import annotations
 
 import copy
+import warnings
 from contextlib import nullcontext
 from typing import Any
 
@@ -37,6 +38,7 @@ class Network:
     Attributes:
         device: of the model.
         folded: how many BatchNorm layers are folded.
+        frozen: the copy as a graph for passes without gradients, on a CPU in fp32 where that can be.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Network:
         sample = sample.to(self.device, self.dtype)
         self.module, self.folded = _fastest(model, sample)
         self.compiled: Any = torch.compile(self.module, dynamic=False) if compile and full else None
+        self.frozen = _frozen(self.module, sample) if self.device.type == "cpu" and precision == "fp32" else None
 
     def layout(self, images: Tensor) -> Tensor:
         """Images where and how the network wants them."""
@@ -67,7 +70,7 @@ class Network:
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
         """Logits [B, K] without a graph."""
-        return self(images)
+        return self(images) if self.frozen is None else self.frozen(images).to(images.dtype)
 
 
 @torch.no_grad()
@@ -85,6 +88,25 @@ def _fastest(model: nn.Module, sample: Tensor) -> tuple[nn.Module, int]:
         if (candidate(sample) - wanted).abs().max() <= TOLERANCE * scale:
             return candidate, count
     return _copy(model), 0
+
+
+@torch.no_grad()
+def _frozen(module: nn.Module, sample: Tensor) -> Any:
+    """The module as a frozen graph, whose convolutions and activations a CPU runs as one; None where that fails."""
+    if sample.dtype != torch.float32 or len(sample) < 2:
+        return None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # deprecated; its successor needs a compiler and minutes
+            graph = torch.jit.trace(module, sample, check_trace=False)
+            graph = torch.jit.optimize_for_inference(torch.jit.freeze(graph))
+            for images in (sample, sample[:1], sample):  # a graph may have taken the batch for a constant
+                wanted = module(images)
+                if (graph(images) - wanted).abs().max() > TOLERANCE * wanted.abs().max().clamp(min=1e-6):
+                    return None
+    except Exception:
+        return None
+    return graph
 
 
 def _copy(model: nn.Module) -> nn.Module:
