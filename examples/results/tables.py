@@ -319,7 +319,8 @@ def autoattack() -> str:
         if adapter:
             by_hand = f"reference{adapter.removeprefix('evaluate')}"
             told += f"; {adapter} takes {r['seconds'][adapter]['all'] / r['seconds'][by_hand]['all']:.2f} x {by_hand}"
-        notes.append(f"`{r['name']}`: {told}; {r['threads']} threads, {r['hardware']}, {r['date']}.")
+        note = f"; {r['note']}" if r.get("note") else ""
+        notes.append(f"`{r['name']}`: {told}; {r['threads']} threads, {r['hardware']}, {r['date']}{note}.")
     if not rows:
         return "Not measured."
     return table(["record", "attack", "fast mode", "x batch 32", "x batch 256"], rows) + "\n\n" + "\n".join(notes)
