@@ -12,7 +12,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from timm_robust.api import evaluate as evaluate
     from timm_robust.api import list_methods as list_methods
     from timm_robust.api import register_models as register_models
     from timm_robust.api import train as train
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from timm_robust.distillation import distill as distill
     from timm_robust.errors import RunFailed as RunFailed
     from timm_robust.errors import UserError as UserError
+    from timm_robust.evaluating import evaluate as evaluate
     from timm_robust.report.page import make_report as make_report
     from timm_robust.result import TrainResult as TrainResult
 
@@ -34,7 +34,7 @@ _HOMES = {
     "UserError": "timm_robust.errors",
     "compare": "timm_robust.comparison",
     "distill": "timm_robust.distillation",
-    "evaluate": "timm_robust.api",
+    "evaluate": "timm_robust.evaluating",
     "list_methods": "timm_robust.api",
     "load": "timm_robust.checkpoint",
     "make_report": "timm_robust.report.page",

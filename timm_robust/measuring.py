@@ -5,14 +5,14 @@ Each function does what the command of the same name does. Torch-free at import.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from timm_robust.errors import UserError
 from timm_robust.paired import paired
 from timm_robust.progress import Display
+from timm_robust.records import require_place, write_record
 from timm_robust.subject import Subject, best_device, open_subject
 from timm_robust.threat import Threat
 from timm_robust.versions import hardware, versions
@@ -67,14 +67,14 @@ def curve(
     if not checkpoints:
         raise UserError("a curve needs a checkpoint: expected the folder of at least one run")
     parse_measure(attack)
-    _require_folder(json, "record")
-    _require_folder(out, "picture")
+    require_place(json)
+    require_place(out, "picture")
     if out is not None and Path(out).suffix not in PICTURES:
         raise UserError(f"picture {str(out)!r} has no known format: expected a name that ends in {', '.join(PICTURES)}")
     found: dict[str, Curve] = {}
     threats: list[Threat] = []
     drawn_on = ""
-    with _bar(quiet) as tell:
+    with Display(quiet).measuring() as tell:
         for checkpoint in dict.fromkeys(map(str, checkpoints)):
             if threats:
                 where = {**where, "norm": threats[0].norm}
@@ -126,11 +126,11 @@ def masking(
     """Looks for masked gradients; see `timm_robust.evaluation.masking`. Arguments as for `curve`."""
     from timm_robust.evaluation.masking import check_masking
 
-    _require_folder(json, "record")
+    require_place(json)
     if draws < 1:
         raise UserError(f"draws is {draws}: expected at least 1")
     subject = open_subject(checkpoint, data, **where)
-    with _bar(quiet) as tell:
+    with Display(quiet).measuring() as tell:
         checks = check_masking(
             subject.model,
             subject.images,
@@ -164,7 +164,7 @@ def transfer(
     from timm_robust.checkpoint import load, read_card
     from timm_robust.evaluation.transfer import transfer as run
 
-    _require_folder(json, "record")
+    require_place(json)
     subject = open_subject(target, data, **where)
     device = next(subject.model.parameters()).device
     wanted = subject.card.get("data", {}).get("class_names")
@@ -176,7 +176,7 @@ def transfer(
                 f"source {str(source)!r} has class {one!r} where the target has {other!r}: expected the same"
             )
     models = {str(source): load(source, device=device) for source in sources}
-    with _bar(quiet) as tell:
+    with Display(quiet).measuring() as tell:
         found = run(
             subject.model,
             models,
@@ -215,10 +215,10 @@ def corruptions(
     from timm_robust.checkpoint import find_checkpoint, load, read_card
     from timm_robust.evaluation.corruptions import CORRUPTIONS, corruption_accuracy
 
-    _require_folder(json, "record")
+    require_place(json)
     card = read_card(checkpoint)
     model = load(checkpoint, device=device or best_device())
-    with _bar(quiet) as tell:
+    with Display(quiet).measuring() as tell:
         found = corruption_accuracy(
             model,
             folder,
@@ -245,14 +245,8 @@ def _about(subject: Subject, seed: int) -> dict[str, Any]:
 
 
 def _record(path: str | Path | None, content: dict[str, Any]) -> None:
-    if path is None:
-        return
-    from timm_robust.checkpoint import write_json
-
-    try:
-        write_json(Path(path), {**content, "versions": versions(), "hardware": hardware()})
-    except OSError as error:
-        Display().warn(f"the record could not be written to {path} ({error})")
+    if path is not None:
+        write_record(path, {**content, "versions": versions(), "hardware": hardware()}, Display())
 
 
 def _short(found: dict[str, Curve]) -> dict[str, Curve]:
@@ -262,15 +256,3 @@ def _short(found: dict[str, Curve]) -> dict[str, Curve]:
     while all(len(one) > shared + 1 for one in parts) and len({one[shared] for one in parts}) == 1:
         shared += 1
     return {"/".join(one[shared:]): curve for one, curve in zip(parts, found.values(), strict=True)}
-
-
-def _require_folder(path: str | Path | None, what: str) -> None:
-    if path is not None and not Path(path).resolve().parent.is_dir():
-        raise UserError(f"the folder of the {what} {str(path)!r} does not exist: make it first")
-
-
-@contextlib.contextmanager
-def _bar(quiet: bool) -> Iterator[Any]:
-    display = Display(quiet)
-    with display.bar("measuring", 1):
-        yield lambda what, done, total: display.advance(done, title=what, total=total)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -17,6 +17,12 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+
+class Measuring(Protocol):
+    """Told the name of what runs, how much of it is done, the total, and what is known so far."""
+
+    def __call__(self, name: str, done: float, total: float, status: str = "") -> None: ...
 
 
 class Display:
@@ -63,6 +69,18 @@ class Display:
                 yield
         finally:
             self._progress = None
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[Callable[[int, int], None]]:
+        """A bar for decoding; yields what is told how many images are done, and of how many."""
+        with self.bar("reading images", 1):
+            yield lambda done, total: self.advance(done, total=total) if self.due() else None
+
+    @contextlib.contextmanager
+    def measuring(self) -> Iterator[Measuring]:
+        """A bar for attacks; yields what is told the name of what runs, how much is done, of how much, and a status."""
+        with self.bar("measuring", 1, share=True):
+            yield lambda name, done, total, status="": self.advance(done, title=name, total=total, status=status)
 
     def due(self) -> bool:
         """Whether the bar wants an update now."""

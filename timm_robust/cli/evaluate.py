@@ -59,7 +59,7 @@ def evaluate(
 
     The same line goes on where a killed one stopped.
     """
-    from timm_robust.api import evaluate as run
+    from timm_robust.evaluating import evaluate as run
 
     result = run(
         checkpoint,

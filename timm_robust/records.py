@@ -1,0 +1,41 @@
+"""Files that hold what was measured: the place is asked for before hours are spent, and a full disk loses nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from timm_robust.errors import UserError
+
+if TYPE_CHECKING:
+    from timm_robust.progress import Display
+
+
+def require_place(path: str | Path | None, what: str = "record") -> None:
+    """Refuses a file in a folder that is not there, and a folder in place of a file.
+
+    Args:
+        path: None for no file.
+        what: it is, for the sentence.
+
+    Raises:
+        UserError: either of them.
+    """
+    if path is None:
+        return
+    if not Path(path).resolve().parent.is_dir():
+        raise UserError(f"the folder of the {what} {str(path)!r} does not exist: make it first")
+    if Path(path).is_dir():
+        raise UserError(f"the {what} {str(path)!r} is a folder: expected a file name")
+
+
+def write_record(path: str | Path, content: dict[str, Any], display: Display) -> bool:
+    """Writes a record as JSON, and says whether it did: a full disk is a warning, the result is still returned."""
+    from timm_robust.checkpoint import write_json
+
+    try:
+        write_json(Path(path), content)
+    except OSError as error:
+        display.warn(f"the record could not be written to {path} ({error})")
+        return False
+    return True
