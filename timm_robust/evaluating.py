@@ -98,7 +98,6 @@ def evaluate(
             data_dir=data_dir,
             download=download,
             device=device,
-            random_outputs=random_outputs,
             progress=progress,
         )
     if robustbench:

@@ -78,7 +78,7 @@ def curve(
         for checkpoint in dict.fromkeys(map(str, checkpoints)):
             if threats:
                 where = {**where, "norm": threats[0].norm}
-            subject = open_subject(checkpoint, data, **where)
+            subject = _sound(checkpoint, data, **where)
             if threats and subject.data != drawn_on:
                 raise UserError(
                     f"{checkpoint} was trained on {subject.data}, the first checkpoint on {drawn_on}: pass data, to "
@@ -129,7 +129,7 @@ def masking(
     require_place(json)
     if draws < 1:
         raise UserError(f"draws is {draws}: expected at least 1")
-    subject = open_subject(checkpoint, data, **where)
+    subject = _sound(checkpoint, data, **where)
     with Display(quiet).measuring() as tell:
         checks = check_masking(
             subject.model,
@@ -165,7 +165,7 @@ def transfer(
     from timm_robust.evaluation.transfer import transfer as run
 
     require_place(json)
-    subject = open_subject(target, data, **where)
+    subject = _sound(target, data, **where)
     device = next(subject.model.parameters()).device
     wanted = subject.card.get("data", {}).get("class_names")
     for source in sources:
@@ -231,6 +231,16 @@ def corruptions(
         )
     _record(json, {"checkpoint": str(find_checkpoint(checkpoint)), **found.to_dict()})
     return found
+
+
+def _sound(checkpoint: str | Path, data: Any, **where: Any) -> Subject:
+    """The subject, if its logits are finite and the same twice."""
+    from timm_robust.evaluation.accuracy import require_deterministic, require_finite
+
+    subject = open_subject(checkpoint, data, **where)
+    require_finite(subject.model, subject.images)
+    require_deterministic(subject.model, subject.images)
+    return subject
 
 
 def _about(subject: Subject, seed: int) -> dict[str, Any]:

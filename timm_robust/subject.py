@@ -50,21 +50,19 @@ def open_subject(
     data_dir: str | None = None,
     download: bool = False,
     device: str | None = None,
-    random_outputs: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Subject:
     """Loads a network and the first test images; arguments as in `timm_robust.evaluate`.
 
     Args:
-        random_outputs: take a model whose outputs are random on purpose.
         progress: told how many images are read.
 
     Raises:
         UserError: no such checkpoint, data that does not fit it, more images wanted than there are, or a model in train
-            mode, or whose logits are not finite or not the same twice.
+            mode.
     """
     from timm_robust.data import as_tensors, load_data
-    from timm_robust.evaluation.accuracy import require_deterministic, require_eval, require_finite
+    from timm_robust.evaluation.accuracy import require_eval
 
     if n_examples is not None and n_examples < 1:
         raise UserError(f"n_examples is {n_examples}: expected at least 1")
@@ -94,9 +92,6 @@ def open_subject(
     images, targets = as_tensors(bundle.test, n_examples or len(bundle.test))
     if card and int(targets.max()) >= (classes := card["model"]["num_classes"]):
         raise UserError(f"the data has class number {int(targets.max())}, the model has only {classes} classes")
-    require_finite(model, images)
-    if not random_outputs:
-        require_deterministic(model, images)
     return Subject(name, model, images, targets, threat, bundle.name, card)
 
 

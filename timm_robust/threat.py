@@ -90,7 +90,7 @@ def make_threat(
 
     Defaults: Linf 8/255 up to 64 pixels and 4/255 above; L2 0.5 up to 64 pixels and 3.0 above
     (the radii of RobustBench's boards and of the published ImageNet models); L1 12 up to 64 pixels and 60 above
-    (those of Croce and Hein, Mind the box, ICML 2021, arXiv:2103.01208).
+    (Croce and Hein, Mind the box, ICML 2021, arXiv:2103.01208; the 60 is remembered, not looked up).
 
     Args:
         norms: those to choose from; `EVALUATION_NORMS` where nothing is trained.

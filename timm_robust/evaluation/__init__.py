@@ -128,7 +128,7 @@ def evaluate_model(
     require_eval(model)
     measures = [parse_measure(name) for name in attacks]
     device = next(model.parameters()).device
-    _check(model, images, targets, device, measures, threat, batch_size, fast)
+    _check(model, images, targets, measures, threat, batch_size, fast)
     if not random_outputs:
         require_deterministic(model, images)
     key = {} if keep is None else _key(model, images, targets, threat, batch_size, seed, fast)
@@ -246,7 +246,7 @@ def _key(
         "device": next(model.parameters()).device.type,
         "torch": torch.__version__,
         "implementation": implementation_version(),
-        "mode": "reference" if fast is None else f"fast, {fast.precision}",
+        "mode": "reference" if fast is None else f"fast, {fast.precision}" + ", compiled" * fast.compile,
         "processes": f"{processes.rank()} of {processes.count()}",
     }
 
@@ -255,7 +255,6 @@ def _check(
     model: nn.Module,
     images: Tensor,
     targets: Tensor,
-    device: torch.device,
     measures: list[Measure],
     threat: Threat,
     batch_size: int,
@@ -272,7 +271,7 @@ def _check(
         )
     require_finite(model, images, batch_size=batch_size)
     with torch.no_grad():
-        classes = model(images[:1].to(device)).shape[1]
+        classes = model(images[:1].to(next(model.parameters()).device)).shape[1]
     if targets.max() >= classes:
         raise UserError(f"the data has class number {int(targets.max())}, the model has only {classes} classes")
     for measure in measures:

@@ -26,7 +26,11 @@ from torch import Tensor, nn
 from timm_robust.attacks import crafting
 from timm_robust.errors import UserError, unknown
 from timm_robust.evaluation.accuracy import require_eval
+from timm_robust.evaluation.measures import CLASSES_NEEDED
 from timm_robust.threat import Threat
+
+PACKAGES = ("autoattack", "pyautoattack")
+"""Import names: the authors' repository, and the release."""
 
 STANDS, WRONG = -1, 0
 """What `fell_to` says of an image that stands, and of one that was misclassified before any attack."""
@@ -37,9 +41,6 @@ VERSIONS = {
     "rand": ("apgd-ce", "apgd-dlr"),
 }
 """The published ensembles, in the order they run."""
-
-CLASSES_NEEDED = {"apgd-dlr": 3, "apgd-t": 4}
-"""The DLR loss takes the third largest logit, its targeted form the fourth."""
 
 FLAGS = {
     "randomized defense": "the outputs are random: AutoAttack's `rand` version would be needed",
@@ -115,7 +116,7 @@ def implementation() -> str:
     Raises:
         UserError: neither is installed.
     """
-    for name in ("autoattack", "pyautoattack"):
+    for name in PACKAGES:
         with contextlib.suppress(ValueError):  # RobustBench's stand-in, while that is imported
             spec = importlib.util.find_spec(name)
             if spec is not None and spec.origin is not None:  # not just some folder of that name
@@ -196,7 +197,7 @@ def run_autoattack(
         )
     log = _Log(at.flags)
     checks = importlib.import_module(f"{package}.checks")
-    with crafting(model, "eval"), _kept_process_state(checks, device), _silenced(), torch.no_grad():
+    with crafting(model, "eval"), kept_process_state(), _silenced(), torch.no_grad():
         adversary = _build(package, model, threat, version, seed, device, n_targets, log)
         torch.manual_seed(seed)  # for models whose outputs are random
         if not at.fell_to:
@@ -285,22 +286,25 @@ def _attack(adversary: Any, name: str, seed: int, images: Tensor, targets: Tenso
 
 
 @contextlib.contextmanager
-def _kept_process_state(checks: Any, device: torch.device) -> Iterator[None]:
+def kept_process_state() -> Iterator[None]:
     """Restores what AutoAttack leaves changed in the process: generators, the trace function, a global counter.
 
     Its check for dynamic defenses ends with `sys.settrace(None)`, which kills debuggers and coverage, and counts in a
     global that is never reset, so that one flagged model would flag every later one.
     """
     trace = sys.gettrace()
-    counts = getattr(checks, "funcs", {})
-    before = dict(counts)
-    counts.update(dict.fromkeys(counts, 0))
+    counts = [getattr(sys.modules.get(f"{name}.checks"), "funcs", {}) for name in PACKAGES]
+    before = [dict(one) for one in counts]
+    for one in counts:
+        one.update(dict.fromkeys(one, 0))
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # a seed is set on all of them
     try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        with torch.random.fork_rng(devices=devices):
             yield
     finally:
         sys.settrace(trace)
-        counts.update(before)
+        for one, values in zip(counts, before, strict=True):
+            one.update(values)
 
 
 @contextlib.contextmanager

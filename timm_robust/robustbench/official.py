@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -79,6 +78,7 @@ def benchmark(
         UserError: no real RobustBench, a model in train mode, no such board, or data that is not there.
     """
     from timm_robust.evaluation.accuracy import require_eval
+    from timm_robust.evaluation.autoattack import kept_process_state
 
     require_eval(model)
     board = find_board(dataset, threat)
@@ -90,7 +90,7 @@ def benchmark(
         raise UserError(f"n_examples is {n}, there are only {len(images)} images")
     if board.dataset == "imagenet" and preprocessing is None:
         preprocessing = "Res256Crop224"
-    with released() as package, _process_state(), _printing(not quiet):
+    with released() as package, kept_process_state(), _printing(not quiet):
         runs: list[Any] = []
 
         def adversary(*args: Any, **kwargs: Any) -> Any:
@@ -198,25 +198,6 @@ def _changed(module: ModuleType, values: dict[str, Any]) -> Iterator[None]:
     finally:
         for name, value in before.items():
             setattr(module, name, value)
-
-
-@contextlib.contextmanager
-def _process_state() -> Iterator[None]:
-    """Restores what AutoAttack leaves changed: random generators, the trace function, its count of dynamic defenses."""
-    import torch
-
-    trace = sys.gettrace()
-    counts = [getattr(sys.modules.get(name), "funcs", {}) for name in ("pyautoattack.checks", "autoattack.checks")]
-    before = [dict(one) for one in counts]
-    for one in counts:
-        one.update(dict.fromkeys(one, 0))
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        sys.settrace(trace)
-        for one, values in zip(counts, before, strict=True):
-            one.update(values)
 
 
 @contextlib.contextmanager
