@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
 import logging
 import random
@@ -236,6 +237,17 @@ def test_the_authors_interface_gives_the_same(monkeypatch):
     one = run_autoattack(model, images, targets, threat, package="autoattack", batch_size=5)
     two = run_autoattack(model, images, targets, threat, package="pyautoattack", batch_size=5)
     assert torch.equal(one.robust, two.robust) and one.after == two.after
+
+
+@pytest.mark.parametrize("file", ["autoattack.py", "autoattack/notes.txt"])
+def test_a_script_or_folder_called_autoattack_is_not_taken_for_the_package(file, tmp_path, monkeypatch):
+    pytest.importorskip("pyautoattack")
+    if "autoattack" in sys.modules or importlib.util.find_spec("autoattack"):
+        pytest.skip("the authors' package is installed")
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text("raise RuntimeError('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert autoattack.implementation() == "pyautoattack"
 
 
 def test_nothing_is_left_changed(monkeypatch):

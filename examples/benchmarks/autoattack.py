@@ -1,10 +1,11 @@
 """AutoAttack's fast mode beside the reference, by attack, on the same model and images in one process.
 
     python examples/benchmarks/autoattack.py CHECKPOINT --data cifar10 [--n 100] [--eps 8/255] [--norm L2] [--seed 0]
-        [--device cuda] [--precision bf16] [--compile] [--references 32 256] [--json FILE]
+        [--device cuda] [--precisions fp32 bf16] [--compile] [--references 32 256] [--json FILE]
 
 The reference runs once for each batch size in --references: 32 is how RobustBench calls it, with a model whose weights
-want gradients; for larger ones they do not, which is calling it well. All take turns attack by attack, so that a
+want gradients; for larger ones they do not, which is calling it well. The fast mode runs once for each precision of its
+crafting. All take turns attack by attack, so that a
 machine whose speed drifts disturbs all alike; each goes on with the images that its own attacks left standing. Seconds
 are wall time; CPU seconds are beside them, which other processes disturb less. Last, the adapter that `evaluate` drives
 the reference by runs as a whole, at the largest of those batch sizes.
@@ -69,8 +70,16 @@ def reference(model: nn.Module, images: Tensor, targets: Tensor, threat: Threat,
 
 
 def fast(
-    model: nn.Module, images: Tensor, targets: Tensor, threat: Threat, attacks: list[str], arguments: argparse.Namespace
+    model: nn.Module,
+    images: Tensor,
+    targets: Tensor,
+    threat: Threat,
+    attacks: list[str],
+    precision: str,
+    arguments: argparse.Namespace,
 ) -> Way:
+    """The fast mode, one attack at a time."""
+
     def run(attack: str, stands: Tensor) -> Tensor:
         return run_fast(
             model,
@@ -79,7 +88,7 @@ def fast(
             threat,
             batch_size=arguments.batch_size,
             seed=arguments.seed,
-            precision=arguments.precision,
+            precision=precision,
             compile=arguments.compile,
             stands=stands,
             skip=[name for name in attacks if name != attack],
@@ -98,7 +107,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--references", type=int, nargs="*", default=[32, 256], help="batch sizes of the reference")
     parser.add_argument("--batch-size", type=int, default=256, help="lanes of the fast mode")
-    parser.add_argument("--precision", default="fp32", help="of the fast mode's crafting")
+    parser.add_argument("--precisions", nargs="+", default=["fp32"], help="of the fast mode's crafting")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=Path)
@@ -117,7 +126,9 @@ def main() -> None:
         f"reference, batch {size}": reference(model, images, targets, threat, arguments.seed, size)
         for size in arguments.references
     }
-    ways["fast"] = fast(model, images, targets, threat, attacks, arguments)
+    first = f"fast, {arguments.precisions[0]}"
+    for precision in arguments.precisions:
+        ways[f"fast, {precision}"] = fast(model, images, targets, threat, attacks, precision, arguments)
 
     clean = logits.argmax(1) == targets
     print(f"{arguments.checkpoint}, {arguments.data}, {threat}, n = {len(images)}, {hardware()}")
@@ -145,19 +156,19 @@ def main() -> None:
         name = f"evaluate, batch {largest}"
         cpu = time.process_time()
         outcome = run_autoattack(model, images, targets, threat, batch_size=largest, seed=arguments.seed)
-        ways[name], standing[name], after[name] = ways["fast"], outcome.robust, outcome.after
+        standing[name], after[name] = outcome.robust, outcome.after
         seconds[name], cpu_seconds[name] = dict(outcome.seconds), {"sum": time.process_time() - cpu}
         by_hand = f"reference, batch {largest}"
         ratio = sum(seconds[name].values()) / sum(seconds[by_hand].values())
         differ = int((standing[name] != standing[by_hand]).sum())
         print(f"{name}: {ratio:.2f} x {by_hand}, {differ} verdicts differ from it")
-    for name in ways:
+    for name in seconds:
         seconds[name]["all"] = sum(seconds[name].values())
         cpu_seconds[name]["all"] = sum(cpu_seconds[name].values())
-        differ = int((standing[name] != standing["fast"]).sum())
+        differ = int((standing[name] != standing[first]).sum())
         print(
             f"{'all':<8} {name:<20} {seconds[name]['all']:9.1f} s  {cpu_seconds[name]['all']:9.1f} CPU s  "
-            f"{differ} verdicts differ from fast  {_ratio(seconds, name, 'all')}"
+            f"{differ} verdicts differ from {first}  {_ratio(seconds, name, 'all')}"
         )
     record: dict[str, Any] = {
         "name": arguments.json.stem if arguments.json else "",
@@ -186,17 +197,17 @@ def _command(arguments: argparse.Namespace) -> str:
     places = f"{Path(arguments.checkpoint).name} --data {Path(arguments.data).name}"
     return (
         f"python examples/benchmarks/autoattack.py {places} --n {arguments.n} --norm {arguments.norm} "
-        f"--seed {arguments.seed} --precision {arguments.precision}"
+        f"--seed {arguments.seed} --precisions {' '.join(arguments.precisions)}"
         + (f" --eps {arguments.eps}" if arguments.eps else "")
         + (" --compile" if arguments.compile else "")
     )
 
 
 def _ratio(seconds: dict[str, dict[str, float]], name: str, attack: str) -> str:
-    others = [other for other in seconds if other != "fast" and attack in seconds[other]]
-    if name != "fast":
+    others = [other for other in seconds if not other.startswith("fast") and attack in seconds[other]]
+    if not name.startswith("fast"):
         return ""
-    return ", ".join(f"{seconds['fast'][attack] / max(seconds[o][attack], 1e-9):.2f} x {o}" for o in others)
+    return ", ".join(f"{seconds[name][attack] / max(seconds[o][attack], 1e-9):.2f} x {o}" for o in others)
 
 
 def _synchronize(device: str) -> None:

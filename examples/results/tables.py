@@ -3,7 +3,7 @@
     python examples/results/tables.py [--check]
 
 Such a part stands between `<!-- options NAME -->`, `<!-- evidence NAME -->`, `<!-- methods -->`, `<!-- full-size -->`,
-`<!-- step-cost -->`, `<!-- composition -->` or `<!-- autoattack -->` and `<!-- end -->`.
+`<!-- step-cost -->`, `<!-- composition -->`, `<!-- autoattack -->` or `<!-- agreement -->` and `<!-- end -->`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from timm_robust.plugin import DefenseSpec, DistillerSpec, ModifierSpec, get_man
 from timm_robust.plugin.options import describe
 
 ROOT = Path(__file__).resolve().parents[2]
-KINDS = "options|evidence|methods|full-size|step-cost|composition|autoattack"
+KINDS = "options|evidence|methods|full-size|step-cost|composition|autoattack|agreement"
 PART = re.compile(rf"<!-- ({KINDS})(?: ([a-z0-9-]+))? -->\n.*?<!-- end -->", re.DOTALL)
 RESULTS = "../../examples/results"
 """From a method card."""
@@ -308,22 +308,57 @@ def autoattack() -> str:
     for r in records():
         if not r["name"].startswith("autoattack-"):
             continue
-        hand = [way for way in r["seconds"] if way.startswith("reference")]
-        for attack_name in r["seconds"]["fast"]:
-            ours = r["seconds"]["fast"][attack_name]
-            ratios = [f"{ours / r['seconds'][way][attack_name]:.2f}" for way in hand]
-            rows.append([f"`{r['name']}`", attack_name, f"{ours:.0f} s", *ratios])
-        differ = {way: sum(a != b for a, b in zip(r["robust"]["fast"], r["robust"][way], strict=True)) for way in hand}
-        adapter = next((way for way in r["seconds"] if way.startswith("evaluate")), None)
-        told = "; ".join(f"{count} verdicts of {r['n_examples']} differ from {way}" for way, count in differ.items())
-        if adapter:
+        hand, ours = ([way for way in r["seconds"] if way.startswith(mode)] for mode in ("reference", "fast"))
+        for way in ours:
+            for attack_name, seconds in r["seconds"][way].items():
+                ratios = [f"{seconds / r['seconds'][other][attack_name]:.2f}" for other in hand]
+                rows.append([f"`{r['name']}`", way, attack_name, f"{seconds:.0f} s", *ratios])
+        told = []
+        for way in ours:
+            counts = [sum(a != b for a, b in zip(r["robust"][way], r["robust"][o], strict=True)) for o in hand]
+            told.append(
+                f"of the {r['n_examples']} verdicts of {way}, "
+                + " and ".join(f"{count} differ from {other}" for count, other in zip(counts, hand, strict=True))
+            )
+        for adapter in (way for way in r["seconds"] if way.startswith("evaluate")):
             by_hand = f"reference{adapter.removeprefix('evaluate')}"
-            told += f"; {adapter} takes {r['seconds'][adapter]['all'] / r['seconds'][by_hand]['all']:.2f} x {by_hand}"
+            ratio = r["seconds"][adapter]["all"] / r["seconds"][by_hand]["all"]
+            told.append(f"{adapter} takes {ratio:.2f} x {by_hand}")
         note = f"; {r['note']}" if r.get("note") else ""
-        notes.append(f"`{r['name']}`: {told}; {r['threads']} threads, {r['hardware']}, {r['date']}{note}.")
+        notes.append(f"`{r['name']}`: {'; '.join(told)}; {r['threads']} threads, {r['hardware']}, {r['date']}{note}.")
     if not rows:
         return "Not measured."
-    return table(["record", "attack", "fast mode", "x batch 32", "x batch 256"], rows) + "\n\n" + "\n".join(notes)
+    return table(["record", "mode", "attack", "time", "x batch 32", "x batch 256"], rows) + "\n\n" + "\n".join(notes)
+
+
+def agreement() -> str:
+    """Robust accuracy by the fast mode and by the reference on the same images, seed by seed."""
+    found = [r for r in records() if r["name"].startswith("agreement-")]
+    rows, notes = [], []
+    for r in found:
+        for case in r["cases"]:
+            means = [statistics.mean(case[mode]) for mode in ("reference", "fast")]
+            by_seed = [" ".join(f"{100 * share:.1f}" for share in case[mode]) for mode in ("reference", "fast")]
+            rows.append(
+                [
+                    f"{case['network']} ({case['method']}), {case['eps']}",
+                    percent(case["clean_accuracy"]),
+                    *by_seed,
+                    f"{100 * (means[1] - means[0]):+.2f}",
+                    " ".join(map(str, case["verdicts_differ"])),
+                    " ".join(map(str, case["verdicts_differ_among_reference_seeds"])),
+                ]
+            )
+        seeds = ", ".join(map(str, r["seeds"]))
+        notes.append(
+            f"`{r['name']}`: {r['n_examples']} test images of CIFAR-10, seeds {seeds}, {r['implementation']}, "
+            f"{r['hardware']}, {r['date']}."
+        )
+    if not rows:
+        return "Not measured."
+    header = ["network", "clean", "reference, %", "fast mode, %", "difference of means, points"]
+    header += [f"verdicts that differ, of {found[0]['n_examples']}", "among the reference's own seeds"]
+    return table(header, rows) + "\n\n" + "\n".join(notes)
 
 
 def filled(text: str) -> str:
@@ -337,6 +372,7 @@ def filled(text: str) -> str:
             "step-cost": step_cost,
             "composition": composition,
             "autoattack": autoattack,
+            "agreement": agreement,
         }
         body = makers[kind]() if kind in makers else options(name) if kind == "options" else evidence(name)
         return f"<!-- {kind}{' ' + name if name else ''} -->\n{body}\n<!-- end -->"

@@ -119,7 +119,8 @@ def implementation() -> str:
     for name in PACKAGES:
         with contextlib.suppress(ValueError):  # RobustBench's stand-in, while that is imported
             spec = importlib.util.find_spec(name)
-            if spec is not None and spec.origin is not None:  # not just some folder of that name
+            # a package, not just some folder or a script of that name
+            if spec is not None and spec.origin is not None and spec.submodule_search_locations:
                 return name
     raise UserError("AutoAttack is not installed: pip install pyautoattack")
 

@@ -1,0 +1,132 @@
+"""Whether AutoAttack's fast mode agrees with the reference: paired, image by image, with several seeds.
+
+    python examples/benchmarks/agreement.py --data DEST [--n 1000] [--seeds 0 1 2] [--output RUNS]
+
+Two networks, ResNet-18 with layers [1,1,1,1] and channels [8,16,16,32] so that a CPU can do it: a robust one (N-FGSM at
+8/255, 8 epochs) and a weak one (standard training, 4 epochs), the latter also at 1/255, where attacks have work to do
+on it. Each is measured on the first n test images by both modes with each seed. How many verdicts of the reference
+differ between two of its own seeds says what to expect. Networks and verdicts lie in --output; a killed run goes on by
+the same line. The record is written into examples/results/ unless --no-record is given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import timm_robust
+from timm_robust.evaluation.autoattack import implementation_version
+from timm_robust.versions import hardware, versions
+
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+NETWORK = {"layers": [1, 1, 1, 1], "channels": [8, 16, 16, 32]}
+NETWORKS = {"robust": ("n-fgsm", 8), "weak": ("standard", 4)}
+"""Method and epochs."""
+CASES = (("robust", "8/255"), ("weak", "8/255"), ("weak", "1/255"))
+
+
+def network(name: str, data: str, output: Path) -> Path:
+    """The trained network's folder."""
+    method, epochs = NETWORKS[name]
+    folder = output / name
+    timm_robust.train(
+        "resnet18",
+        method,
+        data,
+        model_kwargs=NETWORK,
+        output=folder,
+        epochs=epochs,
+        resume=(folder / "manifest.json").exists(),
+        test_attacks=[],
+    )
+    return folder
+
+
+def verdicts(checkpoint: Path, data: str, eps: str, seed: int, fast: bool, arguments: argparse.Namespace) -> Any:
+    """AutoAttack's entry for one mode and seed, and the clean accuracy."""
+    mode = "fast" if fast else "reference"
+    place = arguments.output / f"{checkpoint.name}-{eps.replace('/', '-')}-{mode}-{arguments.n}-seed{seed}.json"
+    if not place.exists():
+        timm_robust.evaluate(
+            checkpoint, data, attacks=["clean", "autoattack"], n_examples=arguments.n, eps=eps, seed=seed, fast=fast,
+            device=arguments.device, json=place, quiet=arguments.quiet,
+        )  # fmt: skip
+    record = json.loads(place.read_text())
+    return record["attacks"]["autoattack"], record["clean_accuracy"]
+
+
+def differ(one: dict[str, Any], other: dict[str, Any]) -> int:
+    return sum(a != b for a, b in zip(one["robust"], other["robust"], strict=True))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="CIFAR-10 as an image folder")
+    parser.add_argument("--n", type=int, default=1000, help="images, from the start of the test split")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--output", type=Path, default=Path("runs/agreement"))
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    parser.add_argument("--no-record", action="store_true")
+    arguments = parser.parse_args()
+    found = []
+    for name, eps in CASES:
+        checkpoint = network(name, arguments.data, arguments.output)
+        modes: dict[str, list[dict[str, Any]]] = {"reference": [], "fast": []}
+        clean = 0.0
+        for seed in arguments.seeds:
+            for mode, entries in modes.items():
+                entry, clean = verdicts(checkpoint, arguments.data, eps, seed, mode == "fast", arguments)
+                entries.append(entry)
+            accuracy = {mode: entries[-1]["robust_accuracy"] for mode, entries in modes.items()}
+            count = differ(modes["reference"][-1], modes["fast"][-1])
+            print(
+                f"{name} at {eps}, seed {seed}: reference {accuracy['reference']:.2%}, fast {accuracy['fast']:.2%}, "
+                f"{count} of {arguments.n} verdicts differ",
+                flush=True,
+            )
+        pairs = list(zip(modes["reference"], modes["fast"], strict=True))
+        among = itertools.combinations(modes["reference"], 2)
+        method, epochs = NETWORKS[name]
+        found.append(
+            {
+                "network": name,
+                "method": method,
+                "epochs": epochs,
+                "eps": eps,
+                "clean_accuracy": clean,
+                **{mode: [entry["robust_accuracy"] for entry in entries] for mode, entries in modes.items()},
+                "verdicts_differ": [differ(*pair) for pair in pairs],
+                "verdicts_differ_among_reference_seeds": [differ(*pair) for pair in among],
+                "seconds": {mode: [entry["seconds"] for entry in entries] for mode, entries in modes.items()},
+            }
+        )
+    if arguments.no_record:
+        return
+    record = {
+        "name": "agreement-cpu-small",
+        "command": f"python examples/benchmarks/agreement.py --data DEST --n {arguments.n} "
+        f"--seeds {' '.join(map(str, arguments.seeds))}",
+        "date": datetime.date.today().isoformat(),
+        "n_examples": arguments.n,
+        "seeds": arguments.seeds,
+        "network": NETWORK,
+        "norm": "Linf",
+        "implementation": implementation_version(),
+        "hardware": hardware(),
+        "versions": versions(),
+        "unit": "accuracies in [0, 1] and verdicts that differ, by seed (among reference seeds: by pair); seconds are "
+        "of runs beside others",
+        "cases": found,
+    }
+    target = RESULTS / f"{record['name']}.json"
+    target.write_text(json.dumps(record, indent=1) + "\n")
+    print(f"record: {target}; python examples/results/tables.py fills the README")
+
+
+if __name__ == "__main__":
+    main()
