@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from timm_robust.cli import main, pairs, spread
 from timm_robust.errors import UserError
@@ -95,6 +96,18 @@ def test_a_mistake_is_one_sentence_and_status_two(tmp_path, monkeypatch, capsys,
     assert stop.value.code == 2 and sentence in err
     assert len(err.strip().splitlines()) == 1, err
     assert not list(tmp_path.glob("**/metrics.jsonl"))
+
+
+def test_memory_that_does_not_suffice_is_one_sentence(monkeypatch, capsys):
+    def full(**_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...\nmore")
+
+    monkeypatch.setattr(sys.modules["timm_robust.cli.app"], "app", full)
+    with pytest.raises(SystemExit) as caught:
+        main()
+    told = capsys.readouterr().err.replace("\n", " ")
+    assert caught.value.code == 1
+    assert told.startswith("timm-robust: CUDA out of memory: pass a smaller --batch-size")
 
 
 def test_a_mistake_in_a_process_of_its_own(tmp_path):

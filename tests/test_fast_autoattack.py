@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import subprocess
+import sys
 
 import pytest
 import timm
@@ -512,6 +514,43 @@ def test_only_the_original_says_that_an_image_fell(net, digits, short, monkeypat
     with torch.no_grad():
         clean = net(images).argmax(1) == targets
     assert torch.equal(run_fast(net, images, targets, harmless).robust, clean)
+
+
+NEW_NAMES = """
+import torch
+from timm_robust.evaluation.fast.verdict import full_float32
+torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision = "tf32"
+with full_float32():
+    print(torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision)
+print(torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision)
+"""
+
+
+@pytest.fixture
+def tf32():
+    """Both switches on, as a GPU's user may have set them."""
+    places = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [place.allow_tf32 for place in places]
+    for place in places:
+        place.allow_tf32 = True
+    yield places
+    for place, value in zip(places, before, strict=True):
+        place.allow_tf32 = value
+
+
+def test_the_last_word_is_spoken_without_tf32(tf32):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 5)).eval()
+    seen = []
+    model.register_forward_hook(lambda *_: seen.append([place.allow_tf32 for place in tf32]))
+    Judge(model, torch.rand(2, 3, 2, 2), torch.zeros(2, dtype=torch.long), LINF, 2).logits(torch.rand(2, 3, 2, 2))
+    assert seen == [[False, False]] and all(place.allow_tf32 for place in tf32)
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="torch has the old names only")
+def test_the_last_word_under_the_new_names():
+    """In a process of its own: torch does not let old and new names mix."""
+    told = subprocess.run([sys.executable, "-c", NEW_NAMES], capture_output=True, text=True, check=True).stdout.split()
+    assert told == ["ieee", "ieee", "tf32", "tf32"]
 
 
 def test_what_leaves_the_ball_is_projected_first(net, digits):

@@ -30,6 +30,14 @@ def main() -> None:
         app(args=spread(sys.argv[1:]), prog_name="timm-robust")
     except UserError as error:
         stop(str(error), 2)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported here
+            raise
+        stop(f"{_first_line(error)}: pass a smaller --batch-size; what was saved or measured so far is kept", 1)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].partition(". ")[0].rstrip(".")
 
 
 def _quiet_warnings() -> None:

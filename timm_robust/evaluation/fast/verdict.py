@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -35,7 +39,7 @@ class Judge:
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
         """Logits of the original, [N, K] on the CPU."""
-        with torch.autocast(self.device.type, enabled=False):
+        with torch.autocast(self.device.type, enabled=False), full_float32():
             return torch.cat([self.model(part.to(self.device)).cpu() for part in images.split(self.batch_size)])
 
     @torch.no_grad()
@@ -56,6 +60,27 @@ class Judge:
         kept = final[fell.to(final.device)].to(self.adversarial)
         self.adversarial[rows[fell].to(self.adversarial.device)] = kept.contiguous()
         return fell
+
+
+@contextlib.contextmanager
+def full_float32() -> Iterator[None]:
+    """Convolutions and matrix products in float32 and not TF32, which a GPU uses for convolutions unless told."""
+    convolutions: Any = torch.backends.cudnn
+    places = (convolutions, torch.backends.cuda.matmul)
+    name = "allow_tf32"
+    off: bool | str = False
+    try:
+        before: list[Any] = [place.allow_tf32 for place in places]
+    except RuntimeError:  # the process has set it by the new names, which do not mix with the old ones
+        places, name, off = (convolutions.conv, torch.backends.cuda.matmul), "fp32_precision", "ieee"
+        before = [place.fp32_precision for place in places]
+    try:
+        for place in places:
+            setattr(place, name, off)
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            setattr(place, name, value)
 
 
 def projected(points: Tensor, clean: Tensor, threat: Threat) -> Tensor:
