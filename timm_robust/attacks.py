@@ -27,6 +27,7 @@ from torchattacks.attack import Attack
 
 from timm_robust.errors import UserError, unknown
 from timm_robust.plugin.options import BN_POLICIES
+from timm_robust.randomness import kept_generators
 from timm_robust.threat import Threat
 
 _TRACK = "track_running_stats"
@@ -232,7 +233,7 @@ class Attacker:
         ready = attack if isinstance(attack, Attack) else self.build(attack, **settings)
         if isinstance(ready, torchattacks.PGDL2):
             images = images.contiguous()  # its `view` fails on channels_last strides
-        with torch.enable_grad(), crafting(self.model, bn), _own_randomness(ready, images.device):
+        with torch.enable_grad(), crafting(self.model, bn), _own_randomness(ready):
             adversarial = project(ready(images, targets, *context).detach(), images, self.threat, reach)
             for _ in range(self.extra_steps):
                 adversarial = self._step_on(adversarial, images, targets, reach)
@@ -274,7 +275,7 @@ class Attacker:
 
 
 @contextmanager
-def _own_randomness(attack: Attack, device: torch.device) -> Iterator[None]:
+def _own_randomness(attack: Attack) -> Iterator[None]:
     """Gives attacks that call `torch.manual_seed` a fresh seed, and keeps the global generators as they were."""
     seeded = [item for item in (attack, *attack._attacks.values()) if hasattr(item, "seed")]
     if not seeded:
@@ -282,7 +283,7 @@ def _own_randomness(attack: Attack, device: torch.device) -> Iterator[None]:
         return
     for item in seeded:
         item.seed = int(torch.randint(2**31 - 1, ()))
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with kept_generators():
         yield
 
 

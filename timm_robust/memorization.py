@@ -21,6 +21,7 @@ from torch import Tensor
 from timm_robust.attacks import Attacker, crafting
 from timm_robust.data import Batch, Split, make_eval_loader, some
 from timm_robust.overfitting import LEARNED
+from timm_robust.randomness import kept_generators
 from timm_robust.recipe import Recipe
 from timm_robust.result import ROBUST_OVERFITTING
 
@@ -119,9 +120,8 @@ class Seen:
 def look(attacker: Attacker, batches: Iterable[Batch], seed: int) -> Seen:
     """Predictions for images and for PGD-10 on all of them, right or wrong; in eval mode, all draws from `seed`."""
     model, parts = attacker.model, []
-    device, alpha = next(model.parameters()).device, attacker.threat.eps / 4
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), crafting(model):
-        torch.manual_seed(seed)
+    alpha = attacker.threat.eps / 4
+    with kept_generators(seed), crafting(model):
         for batch in batches:
             adversarial = attacker(batch.images, batch.targets, "pgd", steps=10, alpha=alpha, random_start=True)
             both = [attacker.view(images).cpu().double().softmax(1) for images in (batch.images, adversarial)]

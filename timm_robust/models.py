@@ -22,6 +22,7 @@ from torch import nn
 from timm_robust import stems
 from timm_robust.activations import canonical_name, swap_activations
 from timm_robust.errors import UserError, unknown
+from timm_robust.randomness import kept_generators
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,7 +253,7 @@ def _create_timm(
             raise UserError(f"model argument {fixed!r} is set by the run: leave it out of model_kwargs")
     if record.in_chans != 3:
         kwargs["in_chans"] = record.in_chans
-    with torch.random.fork_rng(devices=[]):  # trials draw weights too, and the seed must not depend on their number
+    with kept_generators():  # trials draw weights too, and the seed must not depend on their number
         _try_kwargs(name, record.num_classes, kwargs)
         plan = stems.make_plan(
             lambda **extra: _create(name, record.num_classes, {**kwargs, **extra}),

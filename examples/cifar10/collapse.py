@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from subset import subset
+from subset import NETWORK, subset
 
 import timm_robust
 from timm_robust.report.curves import draw
 from timm_robust.versions import hardware, versions
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
-NETWORK = {"layers": [1, 1, 1, 1], "channels": [16, 32, 64, 128]}
 METHODS = ("fgsm", "fgsm-rs", "n-fgsm", "atas", "gradalign", "seat")
 TRAIN, CHECK, TEST = 10_000, 1_000, 1_000
 

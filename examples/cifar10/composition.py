@@ -18,13 +18,12 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from subset import subset
+from subset import NETWORK, subset
 
 import timm_robust
 from timm_robust.versions import hardware, versions
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
-NETWORK = {"layers": [1, 1, 1, 1], "channels": [16, 32, 64, 128]}
 IMAGES = {"train": 10_000, "val": 500, "test": 5_000}
 EPOCHS = 8
 

@@ -26,12 +26,13 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from subset import NETWORK
+
 import timm_robust
 from timm_robust.report.curves import COLOURS, DASHES, GREY, INK, STYLE, frame, name_lines
 from timm_robust.versions import hardware, versions
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
-NETWORK = {"layers": [1, 1, 1, 1], "channels": [16, 32, 64, 128]}
 BATCH = {1: 10, 10: 50, 50: 100}
 """The released code's, by images per class."""
 

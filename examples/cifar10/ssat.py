@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from subset import subset
+from subset import NETWORK, subset
 from timm_robust_plugins.ssat.evaluate import ATTACKS, evaluate, table
 
 import timm_robust
@@ -28,7 +28,6 @@ from timm_robust.report.curves import COLOURS, STYLE
 from timm_robust.versions import hardware, versions
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
-NETWORK = {"layers": [1, 1, 1, 1], "channels": [16, 32, 64, 128]}
 RADII = ("8/255", "16/255")
 QUICK = ("pgd-knn", "pgd-knn-balanced", "transfer")
 

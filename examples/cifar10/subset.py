@@ -1,4 +1,4 @@
-"""A part of CIFAR-10 for experiments that a CPU can make; the same one for each script and test."""
+"""The network and the part of CIFAR-10 for experiments that a CPU can make; the same for each script and test."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import numpy as np
 import torch
 
 from timm_robust.data import Split, load_data
+
+NETWORK = {"layers": [1, 1, 1, 1], "channels": [16, 32, 64, 128]}
+"""Arguments of `resnet18`: 0.3 million parameters."""
 
 
 def subset(data: str, *, train: int, val: int, test: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from timm_robust.attacks import frozen_statistics
 from timm_robust.defense import Run
 from timm_robust.modifier import Modifier
+from timm_robust.randomness import kept_generators
 
 from .options import AwpOptions
 
@@ -69,9 +70,8 @@ class AWP(Modifier):
 
     def _gradients(self, loss: Callable[[], Tensor]) -> list[Tensor]:
         """Of the loss, by the weights of all layers; the random stream and BatchNorm's statistics stay as they are."""
-        devices = [self.run.device] if self.run.device.type == "cuda" else []
         with ExitStack() as stack:
-            stack.enter_context(torch.random.fork_rng(devices=devices))
+            stack.enter_context(kept_generators())
             for network in (self.run.bare, self.run.companion):
                 stack.enter_context(frozen_statistics(network) if network else nullcontext())
             value = loss() * self.run.attacker.view.gradient_scale  # a power of two, gone with the gradient's length

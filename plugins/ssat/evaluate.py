@@ -27,6 +27,7 @@ from timm_robust.data import DataBundle, Split, as_tensors, load_data, make_eval
 from timm_robust.errors import UserError, unknown
 from timm_robust.evaluation import run_autoattack
 from timm_robust.models import PixelModel
+from timm_robust.randomness import kept_generators
 from timm_robust.threat import Threat, make_threat
 from timm_robust.versions import hardware, versions
 
@@ -192,8 +193,7 @@ def on_vote(subject: Subject, threat: Threat, *, guides: int, steps: int, querie
 def _withstood(vote: Vote, way: Way, images: Tensor, targets: Tensor, batch_size: int, seed: int) -> Tensor:
     """Whether the vote names the right class after one attack, bool [N]."""
     stands = torch.zeros(0, dtype=torch.bool, device=images.device)
-    with torch.random.fork_rng(devices=[images.device] if images.device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    with kept_generators(seed):
         for part, right in _parts(batch_size, images, targets) if len(images) else ():
             stands = torch.cat([stands, _is_right(vote, way(part, right), right)])
     return stands

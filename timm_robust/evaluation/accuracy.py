@@ -20,6 +20,7 @@ from timm_robust.evaluation.measures import (
     parse_measure,
     require_possible,
 )
+from timm_robust.randomness import kept_generators
 from timm_robust.threat import Threat
 
 __all__ = [
@@ -70,11 +71,9 @@ def verdicts(
         UserError: an attack that this norm or number of classes does not allow.
     """
     model, done = attacker.model, []
-    device = next(model.parameters()).device
     modes = [(module, module.training) for module in model.modules()]
     tries: list[Attempt] | None = None
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    with kept_generators(seed):
         model.eval()
         try:
             for batch in batches:
@@ -185,7 +184,7 @@ def require_deterministic(model: nn.Module, images: Tensor) -> None:
     """
     device = next(model.parameters()).device
     sample = images[:8].to(device)
-    with crafting(model), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with crafting(model), kept_generators():
         one, two = (nn.functional.normalize(model(sample).float(), dim=1) for _ in range(2))
     apart = (one - two).abs().max().item()
     if apart > SAME_WITHIN:

@@ -15,6 +15,7 @@ from timm_robust.attacks import Attacker, crafting, project, signed_step
 from timm_robust.errors import UserError
 from timm_robust.evaluation.l1 import PGDL1, project_l1
 from timm_robust.evaluation.measures import CLASSES_NEEDED, Measure, torchattacks_settings
+from timm_robust.randomness import kept_generators
 
 Attempt = Callable[[Tensor, Tensor], Tensor]
 """Makes adversarial images [N, C, H, W], inside the ball and inside [0, 1], of images and their targets [N]."""
@@ -148,8 +149,7 @@ def _apgd(name: str, attacker: Attacker, num_classes: int) -> Attempt:
             attack = base.APGDAttack_targeted(attacker.view, n_target_classes=n_targets, **settings)
         else:
             attack = base.APGDAttack(attacker.view, loss=name.removeprefix("apgd-"), **settings)
-        devices = [device] if device.type == "cuda" else []
-        with torch.no_grad(), crafting(attacker.model), torch.random.fork_rng(devices=devices):
+        with torch.no_grad(), crafting(attacker.model), kept_generators():
             adversarial = attack.perturb(images, targets).detach()
         if l1:
             return project_l1(adversarial, images, threat.eps)

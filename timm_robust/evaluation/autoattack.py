@@ -27,6 +27,7 @@ from timm_robust.attacks import crafting
 from timm_robust.errors import UserError, unknown
 from timm_robust.evaluation.accuracy import require_eval
 from timm_robust.evaluation.measures import CLASSES_NEEDED
+from timm_robust.randomness import kept_generators
 from timm_robust.threat import Threat
 
 PACKAGES = ("autoattack", "pyautoattack")
@@ -298,9 +299,8 @@ def kept_process_state() -> Iterator[None]:
     before = [dict(one) for one in counts]
     for one in counts:
         one.update(dict.fromkeys(one, 0))
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # a seed is set on all of them
     try:
-        with torch.random.fork_rng(devices=devices):
+        with kept_generators():
             yield
     finally:
         sys.settrace(trace)

@@ -18,6 +18,7 @@ from timm_robust.errors import UserError
 from timm_robust.evaluation.accuracy import in_batches, parse_measure, require_eval, right, survivors
 from timm_robust.evaluation.attempts import attempts
 from timm_robust.evaluation.measures import Measure, require_possible
+from timm_robust.randomness import kept_generators
 from timm_robust.threat import Threat
 
 STOP_AT_SUCCESS = ("APGD", "APGDT", "FAB", "Square", "CW", "DeepFool")
@@ -109,8 +110,7 @@ def transfer(
     for name, source in sources.items():
         tries = attempts(measure, Attacker(source, threat), num_classes)
         kept, done = [], 0
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(seed)
+        with kept_generators(seed):
             batches = in_batches(images, targets, batch_size, device)
             for batch, standing in zip(batches, clean, strict=True):
                 kept.append(survivors(tries, judge, batch.images, batch.targets, standing))
