@@ -17,6 +17,7 @@ from pyautoattack.fab_projections import projection_l2, projection_linf
 from pyautoattack.fab_pt import FABAttack_PT
 from pyautoattack.square import SquareAttack
 from scipy.optimize import linprog
+from timm.layers import StdConv2d
 from torch import nn
 
 from timm_robust.errors import UserError
@@ -26,6 +27,7 @@ from timm_robust.evaluation.fast.lanes import Problem
 from timm_robust.evaluation.fast.network import Network
 from timm_robust.evaluation.fast.projections import project
 from timm_robust.evaluation.fast.verdict import Judge, allowed, projected
+from timm_robust.stems import CentreConv2d
 from timm_robust.threat import Threat
 
 LINF, L2 = Threat("Linf", 1 / 32, "1/32"), Threat("L2", 0.25, "0.25")
@@ -414,6 +416,35 @@ def test_other_families_fold_or_stay(name):
         wanted = model(images)
         assert (made.logits(images) - wanted).abs().max() <= 1e-4 * wanted.abs().max()
     assert (made.folded > 10) == (not name.startswith("vit"))
+
+
+@pytest.mark.parametrize("derived, folded", [(CentreConv2d, 2), (StdConv2d, 1)])
+def test_convolutions_that_are_derived_fold_where_that_is_the_same(derived, folded):
+    """Ours uses the centre of its weight, and folds; timm's standardises its weight, which undoes a scale in it."""
+
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.first = derived(3, 4, 5), nn.BatchNorm2d(4)
+            self.two, self.second = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+            for norm in (self.first, self.second):
+                norm.running_mean.uniform_(-1, 1), norm.running_var.uniform_(0.5, 2)
+
+        def forward(self, x):
+            return self.second(self.two(self.first(self.one(x)).relu())).mean((2, 3))
+
+    model, images = Two().eval(), torch.rand(2, 3, 8, 8)
+    made = Network(model, images)
+    assert made.folded == folded
+    with torch.no_grad():
+        torch.testing.assert_close(made(made.layout(images)), model(images), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("images, lanes", [(0, 1), (33, 33), (64, 64), (66, 33), (200, 50)])
+def test_square_has_no_small_last_batch_on_a_cpu(images, lanes, problem):
+    assert run._cpu_lanes(square.Square(problem(LINF), 6, 10), images, 256) == lanes
+    assert run._cpu_lanes(apgd.APGD(problem(LINF), "ce", 1, 1, 10), images, 256) == run.CPU_LANES
+    assert run._cpu_lanes(square.Square(problem(LINF), 6, 10), images, 16) <= 16
 
 
 def test_a_convolution_that_runs_twice_is_not_folded():

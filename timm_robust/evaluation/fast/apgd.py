@@ -80,6 +80,8 @@ class APGD:
     steps: gradient steps.
     """
 
+    gradients = True
+
     def __init__(self, problem: Problem, loss: str, jobs: int, stream: int, steps: int) -> None:
         self.problem, self.loss, self.jobs, self.stream, self.steps = problem, loss, jobs, stream, steps
         self.window = torch.zeros(steps + 2, dtype=torch.long)

@@ -48,6 +48,8 @@ class FAB:
     steps: moves.
     """
 
+    gradients = True
+
     def __init__(self, problem: Problem, targeted: bool, jobs: int, stream: int, steps: int) -> None:
         self.problem, self.targeted, self.jobs, self.stream, self.steps = problem, targeted, jobs, stream, steps
 

@@ -88,6 +88,8 @@ class Attack(Protocol):
 
     jobs: int
     """Targets or restarts of each image."""
+    gradients: bool
+    """Whether its passes need any."""
 
     def start(self, rows: Tensor, jobs: Tensor) -> Any:
         """The state of new lanes."""

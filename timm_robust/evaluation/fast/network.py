@@ -79,11 +79,10 @@ def _fastest(model: nn.Module, sample: Tensor) -> tuple[nn.Module, int]:
     wanted = model(sample)
     if not wanted.isfinite().all():
         raise UserError("the model's logits are not finite on the first images: it cannot be attacked")
-    plain = _copy(model)
-    folded = _copy(model)
-    n = _fold(folded, sample)
     scale = wanted.abs().max().clamp(min=1e-6)
-    for candidate, count in ((folded, n), (plain, 0)):
+    for convolutions in ("all", "plain", "none"):  # one that does more with its weight than to convolve may not fold
+        candidate = _copy(model)
+        count = _fold(candidate, sample, plain=convolutions == "plain") if convolutions != "none" else 0
         candidate = candidate.to(memory_format=torch.channels_last)
         if (candidate(sample) - wanted).abs().max() <= TOLERANCE * scale:
             return candidate, count
@@ -119,8 +118,12 @@ def _copy(model: nn.Module) -> nn.Module:
         ) from error
 
 
-def _fold(model: nn.Module, sample: Tensor) -> int:
-    """Folds BatchNorm layers that get the very output of a convolution, both run once; returns how many."""
+def _fold(model: nn.Module, sample: Tensor, *, plain: bool) -> int:
+    """Folds BatchNorm layers that get the very output of a convolution, both run once; returns how many.
+
+    Args:
+        plain: only into torch's own `Conv2d`, and not into classes derived from it.
+    """
     calls: dict[nn.Module, int] = {}
     outputs: list[tuple[nn.Conv2d, Tensor]] = []
     pairs: list[tuple[nn.Conv2d, Any]] = []
@@ -133,7 +136,8 @@ def _fold(model: nn.Module, sample: Tensor) -> int:
         calls[module] = calls.get(module, 0) + 1
         pairs.extend((conv, module) for conv, output in outputs if output is inputs[0])
 
-    convs = [m for m in model.modules() if type(m) is nn.Conv2d and not m._forward_pre_hooks and not m._forward_hooks]
+    convs = [m for m in model.modules() if (type(m) is nn.Conv2d if plain else isinstance(m, nn.Conv2d))]
+    convs = [conv for conv in convs if not conv._forward_pre_hooks and not conv._forward_hooks]
     norms = [m for m in model.modules() if _is_norm(m)]
     hooks = [conv.register_forward_hook(after_conv) for conv in convs]
     hooks += [norm.register_forward_pre_hook(before_norm) for norm in norms]

@@ -7,6 +7,7 @@ the last bits of the network's own arithmetic. For development: a record is writ
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -26,8 +27,8 @@ from timm_robust.threat import Threat
 STREAMS = {"apgd-ce": 1, "apgd-dlr": 2, "apgd-t": 3, "fab": 4, "fab-t": 5, "square": 6}
 """Numbers of the attacks, for their draws; part of what a seed means."""
 
-CPU_LANES = 24
-"""Larger batches fall out of a processor's caches: they cost more for each image."""
+CPU_LANES, CPU_LANES_FORWARD = 24, 64
+"""Larger batches fall out of a processor's caches and cost more for each image; passes without gradients keep less."""
 LOOK_EVERY_ON_GPU = 5
 SECONDS_BETWEEN_SAVES = 5.0
 
@@ -81,7 +82,7 @@ def run_fast(
         targets: int64 [N].
         threat: Linf or L2.
         version: `standard` or `plus`.
-        batch_size: lanes that are attacked at once; on a CPU at most 24 are.
+        batch_size: images that are attacked at once; on a CPU at most 24 are, and 64 by Square.
         seed: of all draws.
         precision: `fp32`, or `bf16` while crafting; verdicts are always the original model's in float32.
         compile: compile the crafting copy for full batches.
@@ -102,8 +103,8 @@ def run_fast(
     from timm_robust.evaluation.autoattack import attacks_for
 
     device = getattr(next(model.parameters(), images), "device", images.device)
-    lanes = min(batch_size, CPU_LANES) if device.type == "cpu" else batch_size
-    judge = Judge(model, images, targets, threat, max(lanes, 1))
+    on_cpu = device.type == "cpu"
+    judge = Judge(model, images, targets, threat, max(min(batch_size, CPU_LANES) if on_cpu else batch_size, 1))
     logits = judge.logits(images)
     names, n_targets = attacks_for(logits.shape[1], version)
     names = [name for name in names if name not in skip]
@@ -112,18 +113,28 @@ def run_fast(
         return FastResult(none < 0, none, dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0), judge.adversarial)
     right = logits.argmax(1) == targets.cpu()
     at = _Progress(right if stands is None else right & stands.cpu(), resume)
-    network = Network(model, images[:8], precision=precision, compile=compile, full=lanes)
+    network = Network(model, images[:8], precision=precision, compile=compile, full=judge.batch_size)
     numbers = torch.arange(len(images)) if indices is None else indices.cpu()
     problem = Problem(network, images, targets, numbers, logits.argsort(1, descending=True), threat, seed)
     for place, name in enumerate(names, 1):
         if name in at.finished:
             continue
-        _run(name, place, _attack(name, problem, version, n_targets), judge, at, lanes, on_progress, save)
+        attack = _attack(name, problem, version, n_targets)
+        lanes = _cpu_lanes(attack, int(at.stands.sum()), batch_size) if on_cpu else batch_size
+        _run(name, place, attack, judge, at, lanes, on_progress, save)
     after = {
         name: ((at.fell_to < 0) | (at.fell_to > place)).double().mean().item() for place, name in enumerate(names, 1)
     }
     seconds = {name: round(at.seconds.get(name, 0.0), 2) for name in names}
     return FastResult(at.stands, at.fell_to, after, seconds, judge.adversarial)
+
+
+def _cpu_lanes(attack: Attack, images: int, batch_size: int) -> int:
+    """Lanes that suit a processor's caches; for Square equal batches, as a last one of a few takes as many steps."""
+    if attack.gradients:
+        return min(batch_size, CPU_LANES)
+    batches = math.ceil(images / min(batch_size, CPU_LANES_FORWARD))
+    return max(math.ceil(images / max(batches, 1)), 1)
 
 
 class _Progress:

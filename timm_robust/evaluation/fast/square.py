@@ -55,7 +55,7 @@ class Square:
     queries: proposals.
     """
 
-    jobs = 1
+    jobs, gradients = 1, False
 
     def __init__(self, problem: Problem, stream: int, queries: int) -> None:
         self.problem, self.stream, self.queries = problem, stream, queries
