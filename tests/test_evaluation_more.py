@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from fractions import Fraction
 from pathlib import Path
 
@@ -588,6 +589,33 @@ def test_checkpoints_of_other_data_are_not_mixed(shared_run, tmp_path):
         measuring.curve([shared_run, tmp_path / "data"], eps_values=[0], n_examples=5, quiet=True)
     found = measuring.curve([shared_run, tmp_path / "data"], "digits", eps_values=[0], n_examples=5, quiet=True)
     assert len(found) == 2
+
+
+def test_a_folder_with_test_images_only_will_do(shared_run, tmp_path):
+    for label in range(10):
+        place = tmp_path / f"test/{label}/0.png"
+        place.parent.mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(place)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # the classes are those of the training
+        assert timm_robust.evaluate(shared_run, tmp_path, attacks=["clean"], quiet=True).n_examples == 10
+    with pytest.raises(UserError, match="has no train/ inside"):
+        timm_robust.train("resnet18", "pgd", tmp_path)
+
+
+def test_classes_of_another_name_are_pointed_out(shared_run, tmp_path):
+    import shutil
+
+    shutil.copytree(shared_run / "best", tmp_path / "named")
+    card = json.loads((tmp_path / "named/model.json").read_text())
+    card["data"]["class_names"] = [*"abcdefghij"]
+    (tmp_path / "named/model.json").write_text(json.dumps(card))
+    for label in "abcdefghji":
+        place = tmp_path / f"test/{'k' if label == 'j' else label}/0.png"
+        place.parent.mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(place)
+    with pytest.warns(UserWarning, match="learned 'j' where .* has 'k', and 0 more of 10 classes"):
+        timm_robust.evaluate(tmp_path / "named", tmp_path, attacks=["clean"], quiet=True)
 
 
 @pytest.mark.parametrize(

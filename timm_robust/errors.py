@@ -38,7 +38,7 @@ def unknown(kind: str, value: str, choices: Iterable[str], hint: str = "") -> Us
         message += f": did you mean {', '.join(close)}?"
     if not close or len(known) <= 12:
         shown = ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")
-        message += f" (known: {shown or 'none'})" if close else f": expected one of {shown or '(none available)'}"
+        message += f" (known: {shown})" if close else f": expected one of {shown}" if shown else ": there are none"
     if hint:
         message += f" ({hint})"
     return UserError(message)

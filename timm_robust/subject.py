@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,8 @@ from timm_robust.threat import EVALUATION_NORMS, Threat, make_threat
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from timm_robust.data import DataBundle
 
 ZOO = "zoo:"
 """Begins the name of a network of RobustBench's zoo, where a checkpoint is expected."""
@@ -92,7 +95,22 @@ def open_subject(
     images, targets = as_tensors(bundle.test, n_examples or len(bundle.test))
     if card and int(targets.max()) >= (classes := card["model"]["num_classes"]):
         raise UserError(f"the data has class number {int(targets.max())}, the model has only {classes} classes")
+    _warn_of_other_classes(name, card.get("data", {}).get("class_names") or (), bundle)
     return Subject(name, model, images, targets, threat, bundle.name, card)
+
+
+def _warn_of_other_classes(name: str, known: Sequence[str], bundle: DataBundle) -> None:
+    """Says which class has another name than in training; mere numbers, as of arrays, are no names."""
+    if any(all(label.isdecimal() for label in labels) for labels in (known, bundle.class_names)):
+        return
+    different = [pair for pair in zip(known, bundle.class_names, strict=False) if pair[0] != pair[1]]
+    if different:
+        one, other = different[0]
+        warnings.warn(
+            f"{name} learned {one!r} where {bundle.name} has {other!r}, and {len(different) - 1} more of {len(known)} "
+            "classes differ in name or order: is this the right data?",
+            stacklevel=3,
+        )
 
 
 def _network(

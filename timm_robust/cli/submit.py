@@ -12,11 +12,11 @@ from timm_robust.cli.app import app
 
 @app.command(
     epilog="Example: timm-robust submit runs/first --dataset cifar10 --threat Linf --record evaluation.json "
-    "--id Wang2023Better_WRN-28-10 --out submission"
+    "--id Wang2023Better_WRN-28-10"
 )
 def submit(
     checkpoint: Annotated[Path, typer.Argument(help="A run's folder (its best checkpoint) or a checkpoint folder.")],
-    out: Annotated[Path, typer.Option(help="Folder for the submission.")],
+    out: Annotated[Path, typer.Option(help="Folder for the submission.")] = Path("submission"),
     dataset: Annotated[str, typer.Option(help="Board: cifar10, cifar100 or imagenet.")] = "cifar10",
     threat: Annotated[str, typer.Option(help="Board: Linf or L2.")] = "Linf",
     record: Annotated[
@@ -30,7 +30,11 @@ def submit(
     seed: Annotated[int, typer.Option(help="Of the measurement.")] = 0,
     id_: Annotated[
         Optional[str],
-        typer.Option("--id", help="<Name><Year><FirstWordOfTitle>[_ARCH]. [default: from authors, venue and title]"),
+        typer.Option(
+            "--id",
+            help="Name, year and first word of the title, such as Wang2023Better_WRN-28-10. [default: made from "
+            "authors, venue and title]",
+        ),
     ] = None,
     title: Annotated[Optional[str], typer.Option(help="Of the paper.")] = None,
     authors: Annotated[Optional[str], typer.Option(help="First Last, First Last")] = None,

@@ -147,7 +147,8 @@ def load_data(
         download: fetch a timm data set that is not there yet.
         resident_limit_bytes: images that need more stream from where they are, as do those above 64 pixels.
         workers: processes that decode small images; by default one per core where there are many.
-        test_only: leave training and validation images undecoded, for whoever measures only.
+        test_only: leave training and validation images undecoded, for whoever measures only; a folder then needs no
+            train/.
         stream: leave all images where they are, small ones too, for whoever reads a few.
         progress: called with (images done, images in all) while each split is decoded.
 
@@ -156,7 +157,7 @@ def load_data(
     """
     if image_size is not None and image_size < 1:
         raise UserError(f"image size {image_size} is out of range: expected at least 1 pixel")
-    raw = read_source(data, data_dir=data_dir, download=download, limit_bytes=resident_limit_bytes)
+    raw = read_source(data, data_dir=data_dir, download=download, limit_bytes=resident_limit_bytes, test_only=test_only)
     class_names = _check_classes(raw)
     size = image_size or raw.image_size or native_size(raw.train.images) or 224
     splits = raw.splits()

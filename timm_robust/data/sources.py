@@ -61,8 +61,12 @@ def read_source(
     data_dir: str | os.PathLike[str] | None = None,
     download: bool = False,
     limit_bytes: int = 4 * 2**30,
+    test_only: bool = False,
 ) -> RawData:
     """What `data` stands for; see `timm_robust.data.load_data` for all that it may be.
+
+    Args:
+        test_only: take a folder without train/ too; all its splits are the test split, which nobody must train on.
 
     Raises:
         UserError: nothing of that name, or not in the expected form.
@@ -80,7 +84,7 @@ def read_source(
     if path.is_dir():
         if record := distilled.read_record(path):
             return distilled.from_distilled(path, text, record, data_dir, download, limit_bytes)
-        return from_folder(path, name=text)
+        return from_folder(path, name=text, test_only=test_only)
     if path.is_file() and path.suffix.lower() == ".npz":
         return from_npz(path, name=text)
     if path.exists():
@@ -125,8 +129,13 @@ def digits() -> RawData:
     return RawData("digits", names, everything.take(kept), None, everything.take(tested))
 
 
-def from_folder(root: Path, name: str) -> RawData:
+def from_folder(root: Path, name: str, *, test_only: bool = False) -> RawData:
     """An image folder: `train/CLASS/*` with `val/CLASS/*`, `test/CLASS/*` or both; sorted classes give the labels."""
+    alone = next((folder for folder in ("test", *VALIDATION_FOLDERS) if (root / folder).is_dir()), None)
+    if not (root / "train").is_dir() and test_only and alone:
+        classes = tuple(sorted(subfolders(root / alone)))
+        only = folder_split(root, alone, classes, name)
+        return RawData(name, classes, only, only, only)
     if not (root / "train").is_dir():
         above = root.parent if root.name in ("train", "test", *VALIDATION_FOLDERS) else None
         hint = f"did you mean {above}?" if above and (above / "train").is_dir() else "expected train/CLASS/* in it"
