@@ -20,6 +20,7 @@ from timm_robust import measuring
 from timm_robust.cli import spread
 from timm_robust.cli.app import app
 from timm_robust.errors import UserError
+from timm_robust.evaluation import curve as curve_module
 from timm_robust.evaluation.corruptions import ALEXNET_ERRORS, CORRUPTIONS, corruption_accuracy, mean_corruption_error
 from timm_robust.evaluation.curve import accuracy_curve, grid
 from timm_robust.evaluation.masking import after_noise, check_masking, zero_gradients
@@ -589,6 +590,29 @@ def test_checkpoints_of_other_data_are_not_mixed(shared_run, tmp_path):
         measuring.curve([shared_run, tmp_path / "data"], eps_values=[0], n_examples=5, quiet=True)
     found = measuring.curve([shared_run, tmp_path / "data"], "digits", eps_values=[0], n_examples=5, quiet=True)
     assert len(found) == 2
+
+
+def test_a_killed_curve_goes_on(shared_run, monkeypatch):
+    settings = {"eps_values": ["0", "2/255", "8/255"], "attack": "pgd-2-1", "n_examples": 20, "quiet": True}
+    (whole,) = measuring.curve([shared_run], **settings).values()
+    kept = shared_run / "best/curve.unfinished"
+    assert not kept.exists()
+    run, calls = curve_module.verdicts_of, []
+
+    def killed(*parts, **settings):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return run(*parts, **settings)
+
+    monkeypatch.setattr(curve_module, "verdicts_of", killed)
+    with pytest.raises(KeyboardInterrupt):
+        measuring.curve([shared_run], **settings)
+    with pytest.raises(UserError, match="differs in seed .*pass --restart"):
+        measuring.curve([shared_run], seed=1, **settings)
+    assert len(calls) == 3
+    (again,) = measuring.curve([shared_run], **settings).values()
+    assert again == whole and len(calls) == 4 and not kept.exists()
 
 
 def test_a_folder_with_test_images_only_will_do(shared_run, tmp_path):

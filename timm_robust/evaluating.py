@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from timm_robust.errors import UserError
 from timm_robust.progress import Display
-from timm_robust.records import require_place, write_record
+from timm_robust.records import kept_in, require_place, write_record
 from timm_robust.subject import open_subject
 
 if TYPE_CHECKING:
@@ -143,5 +142,4 @@ def _kept_progress(checkpoint: str, json: str | Path | None) -> Path | None:
     suffix = f".unfinished-{processes.rank()}" if processes.rank() else ".unfinished"
     if json is not None:
         return Path(json).with_suffix(suffix)
-    folder = Path(checkpoint)
-    return folder / f"evaluation{suffix}" if folder.is_dir() and os.access(folder, os.W_OK) else None
+    return kept_in(checkpoint, f"evaluation{suffix}")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from timm_robust.errors import UserError
 from timm_robust.paired import paired
 from timm_robust.progress import Display
-from timm_robust.records import require_place, write_record
+from timm_robust.records import kept_in, require_place, write_record
 from timm_robust.subject import Subject, best_device, open_subject
 from timm_robust.threat import Threat
 from timm_robust.versions import hardware, versions
@@ -38,10 +38,13 @@ def curve(
     batch_size: int = 250,
     seed: int = 0,
     json: str | Path | None = None,
+    restart: bool = False,
     quiet: bool = False,
     **where: Any,
 ) -> dict[str, Curve]:
     """Robust accuracy over the radius of one or several checkpoints, and a picture.
+
+    The radii that are done are kept in each checkpoint's folder until all is done: after a kill the same call goes on.
 
     Args:
         checkpoints: folders of runs or of checkpoints.
@@ -51,6 +54,7 @@ def curve(
         out: the picture (.svg, .png or .pdf); None draws none.
         batch_size, seed: as in `timm_robust.evaluate`.
         json: file for the record.
+        restart: begin anew, whatever an earlier call that was stopped has measured.
         quiet: no progress.
         where: n_examples, eps, norm, data_dir, download, device, as for `open_subject`.
 
@@ -73,7 +77,7 @@ def curve(
         raise UserError(f"picture {str(out)!r} has no known format: expected a name that ends in {', '.join(PICTURES)}")
     found: dict[str, Curve] = {}
     threats: list[Threat] = []
-    drawn_on = ""
+    drawn_on, unfinished = "", list[Path | None]()
     with Display(quiet).measuring() as tell:
         for checkpoint in dict.fromkeys(map(str, checkpoints)):
             if threats:
@@ -96,8 +100,11 @@ def curve(
                 batch_size=batch_size,
                 seed=seed,
                 progress=lambda at, done, total, name=checkpoint: tell(f"{name} {at}", done, total),  # type: ignore[misc]
+                keep=kept_in(subject.name, "curve.unfinished"),
+                restart=restart,
             )
-    _record(json, {"data": drawn_on, "curves": {name: one.to_dict() for name, one in found.items()}})
+            unfinished += [kept_in(subject.name, "curve.unfinished")]
+    written = _record(json, {"data": drawn_on, "curves": {name: one.to_dict() for name, one in found.items()}})
     if out is not None:
         same = {threat.eps for threat in threats}
         try:
@@ -109,6 +116,8 @@ def curve(
             )
         except OSError as error:
             raise UserError(f"the picture could not be written to {out} ({error})") from error
+    for file in filter(None, unfinished if written else ()):
+        file.unlink(missing_ok=True)
     return found
 
 
@@ -254,9 +263,9 @@ def _about(subject: Subject, seed: int) -> dict[str, Any]:
     }
 
 
-def _record(path: str | Path | None, content: dict[str, Any]) -> None:
-    if path is not None:
-        write_record(path, {**content, "versions": versions(), "hardware": hardware()}, Display())
+def _record(path: str | Path | None, content: dict[str, Any]) -> bool:
+    """Writes the record, if one is wanted; whether nothing went wrong."""
+    return path is None or write_record(path, {**content, "versions": versions(), "hardware": hardware()}, Display())
 
 
 def _short(found: dict[str, Curve]) -> dict[str, Curve]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,12 @@ def require_place(path: str | Path | None, what: str = "record") -> None:
         raise UserError(f"the folder of the {what} {str(path)!r} does not exist: make it first")
     if Path(path).is_dir():
         raise UserError(f"the {what} {str(path)!r} is a folder: expected a file name")
+
+
+def kept_in(checkpoint: str, name: str) -> Path | None:
+    """A file in a checkpoint's folder, for what an unfinished measurement keeps; None where there can be none."""
+    folder = Path(checkpoint)
+    return folder / name if folder.is_dir() and os.access(folder, os.W_OK) else None
 
 
 def write_record(path: str | Path, content: dict[str, Any], display: Display) -> bool:

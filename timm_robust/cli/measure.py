@@ -42,6 +42,7 @@ def curve(
     download: Download = False,
     device: Device = None,
     json_: Json = None,
+    resume: Annotated[bool, typer.Option("--resume/--restart", help="Go on after a kill, or begin anew.")] = True,
     quiet: Quiet = False,
 ) -> None:
     """Robust accuracy over the radius: a table and a picture, for one or several checkpoints.
@@ -53,7 +54,8 @@ def curve(
 
     found = run(
         checkpoints, data, eps_values=eps_values, attack=attack, out=out, n_examples=n_examples, norm=norm,
-        batch_size=batch_size, seed=seed, data_dir=data_dir, download=download, device=device, json=json_, quiet=quiet,
+        batch_size=batch_size, seed=seed, data_dir=data_dir, download=download, device=device, json=json_,
+        restart=not resume, quiet=quiet,
     )  # fmt: skip
     first = next(iter(found.values()))
     table = _table(f"{first.norm}, {first.attack}, n = {first.n_examples}, seed {seed}", "eps")

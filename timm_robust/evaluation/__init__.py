@@ -32,7 +32,7 @@ from timm_robust.evaluation.autoattack import (
 from timm_robust.evaluation.budget import Meter
 from timm_robust.evaluation.fast import FastMode, fast_entry, require_fast
 from timm_robust.evaluation.measures import ENSEMBLES, Measure, ensemble_version, parse_measure, require_possible
-from timm_robust.evaluation.state import EvaluationState, images_hash, weights_hash
+from timm_robust.evaluation.state import EvaluationState, subject_key, weights_hash
 from timm_robust.threat import Threat
 from timm_robust.versions import hardware, versions
 
@@ -237,14 +237,8 @@ def _key(
 ) -> dict[str, Any]:
     """What verdicts depend on."""
     return {
-        "checkpoint": weights_hash(model),
-        "data": images_hash(images, targets),
-        "n_examples": len(images),
+        **subject_key(model, images, targets, batch_size, seed),
         "threat": f"{threat.norm} {threat.eps!r}",
-        "batch_size": batch_size,
-        "seed": seed,
-        "device": next(model.parameters()).device.type,
-        "torch": torch.__version__,
         "implementation": implementation_version(),
         "mode": "reference" if fast is None else f"fast, {fast.precision}" + ", compiled" * fast.compile,
         "processes": f"{processes.rank()} of {processes.count()}",

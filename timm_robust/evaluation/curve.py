@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from timm_robust.errors import UserError
 from timm_robust.evaluation.accuracy import parse_measure, verdicts_of
+from timm_robust.evaluation.state import EvaluationState, subject_key
 from timm_robust.evaluation.statistics import wilson
 from timm_robust.threat import Threat, parse_eps
 
@@ -89,6 +91,8 @@ def accuracy_curve(
     batch_size: int = 250,
     seed: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
+    keep: Path | None = None,
+    restart: bool = False,
 ) -> Curve:
     """Robust accuracy at each radius.
 
@@ -105,14 +109,21 @@ def accuracy_curve(
         batch_size: images at once.
         seed: of every random draw, at each radius anew.
         progress: called with the radius, images done and images in all.
+        keep: file for the radii that are done; the same call goes on from it.
+        restart: forget what is kept there.
 
     Raises:
-        UserError: no radius, one that `parse_eps` refuses, an unknown attack, or a model in train mode.
+        UserError: no radius, one that `parse_eps` refuses, an unknown attack, a model in train mode, or a file of
+            another curve.
     """
     measure = parse_measure(attack)
     found = {parse_eps(value, norm)[0]: parse_eps(value, norm)[1] for value in eps_values}
     if not found:
         raise UserError("a curve needs at least one radius: expected some such as 0 4/255 8/255")
+    key = {} if keep is None else subject_key(model, images, targets, batch_size, seed)
+    state = EvaluationState(
+        keep, {**key, "attack": measure.name, "norm": norm, "radii": sorted(found)}, restart=restart
+    )
     stands = torch.ones(len(images), dtype=torch.bool)
     rows: list[tuple[int, ...]] = []
     for radius in sorted(found):
@@ -125,7 +136,7 @@ def accuracy_curve(
             if progress:
                 progress(f"eps {text}", done, len(images))
 
-        if len(at):
+        def stand(radius: float = radius, at: Tensor = at) -> dict[str, Any]:
             kept = verdicts_of(
                 model,
                 images[at.to(images.device)],
@@ -136,7 +147,10 @@ def accuracy_curve(
                 seed=seed,
                 progress=count,
             )
-            stands[at] = kept
+            return {"robust": kept.int().tolist()}
+
+        if len(at):
+            stands[at] = torch.tensor(state.once(found[radius], stand)["robust"], dtype=torch.bool)
         rows.append(tuple(stands.int().tolist()))
     return Curve(
         norm, tuple(sorted(found)), tuple(found[radius] for radius in sorted(found)), measure.name, seed, tuple(rows)

@@ -98,6 +98,19 @@ class EvaluationState:
             self._warned = True
 
 
+def subject_key(model: nn.Module, images: Tensor, targets: Tensor, batch_size: int, seed: int) -> dict[str, Any]:
+    """What the verdicts of any measure depend on."""
+    return {
+        "checkpoint": weights_hash(model),
+        "data": images_hash(images, targets),
+        "n_examples": len(images),
+        "batch_size": batch_size,
+        "seed": seed,
+        "device": next(model.parameters()).device.type,
+        "torch": torch.__version__,
+    }
+
+
 def weights_hash(model: nn.Module) -> str:
     """SHA-256 of all parameters and buffers by name, the first 16 hex digits."""
     digest = hashlib.sha256()
