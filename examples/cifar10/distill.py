@@ -191,7 +191,8 @@ def main() -> None:
     record = {
         "name": "distill-cifar10",
         "command": f"python examples/cifar10/distill.py --data DEST --ipc {' '.join(map(str, arguments.ipc))} "
-        f"--seeds {' '.join(map(str, arguments.seeds))} --epochs {arguments.epochs} --precision {arguments.precision}",
+        f"--seeds {' '.join(map(str, arguments.seeds))} --epochs {arguments.epochs} "
+        f"--all-epochs {arguments.all_epochs} --precision {arguments.precision}",
         "date": datetime.date.today().isoformat(),
         "observer": {"epochs": arguments.observer_epochs, "clean_accuracy": told},
         "epochs": arguments.epochs,
