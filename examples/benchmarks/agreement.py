@@ -3,10 +3,11 @@
     python examples/benchmarks/agreement.py --data DEST [--n 1000] [--seeds 0 1 2] [--output RUNS]
 
 Two networks, ResNet-18 with layers [1,1,1,1] and channels [8,8,16,16] so that a CPU can do it: a robust one (N-FGSM at
-8/255, 8 epochs) and a weak one (standard training, 4 epochs), the latter also at 2/255, where attacks have work to do
-on it. Each is measured on the first n test images by both modes with each seed. How many verdicts of the reference
-differ between two of its own seeds says what to expect. Networks and verdicts lie in --output; a killed run goes on by
-the same line. The record is written into examples/results/ unless --no-record is given.
+8/255, 8 epochs) at 8/255 and 16/255, and a weak one (standard training, 4 epochs) at 8/255 and at 2/255, where attacks
+have work to do on it. Each is measured on the first n test images by both modes with each seed. How many verdicts of
+the reference differ between two of its own seeds says what to expect. Networks and verdicts lie in --output; a killed
+run goes on by the same line. The record, written after each case into examples/results/ unless --no-record is given,
+has those that are done. Hours of one core for all, minutes for the first two.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ RESULTS = Path(__file__).resolve().parents[1] / "results"
 NETWORK = {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}
 NETWORKS = {"robust": ("n-fgsm", 8), "weak": ("standard", 4)}
 """Method and epochs."""
-CASES = (("robust", "8/255"), ("weak", "8/255"), ("weak", "2/255"))
+CASES = (("robust", "16/255"), ("weak", "8/255"), ("weak", "2/255"), ("robust", "8/255"))
+"""The quickest first: what costs is images that stand."""
 
 
 def network(name: str, data: str, output: Path) -> Path:
@@ -105,8 +107,12 @@ def main() -> None:
                 "seconds": {mode: [entry["seconds"] for entry in entries] for mode, entries in modes.items()},
             }
         )
-    if arguments.no_record:
-        return
+        if not arguments.no_record:
+            write(arguments, found)
+
+
+def write(arguments: argparse.Namespace, found: list[dict[str, Any]]) -> None:
+    """The record of the cases so far."""
     record = {
         "name": "agreement-cpu-small",
         "command": f"python examples/benchmarks/agreement.py --data DEST --n {arguments.n} "
