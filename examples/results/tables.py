@@ -175,6 +175,7 @@ def _distilled(r: dict[str, Any]) -> str:
         f"8/255, best epoch on {timed['test_images']} test images, seed {timed['seed']}; an observer and distilling "
         "come on top for the distilled images:\n\n"
         + table(["trained on, with", "epochs", "seconds", "clean", "PGD-10"], long)
+        + (f"\n\n`{r['name']}`: {r['note']}." if r.get("note") else "")
         + f"\n\n![robust accuracy by training second]({RESULTS}/{r['name']}.svg)"
     )
 
