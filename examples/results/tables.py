@@ -353,7 +353,7 @@ def agreement() -> str:
         seeds = ", ".join(map(str, r["seeds"]))
         notes.append(
             f"`{r['name']}`: {r['n_examples']} test images of CIFAR-10, seeds {seeds}, {r['implementation']}, "
-            f"{r['hardware']}, {r['date']}."
+            f"{r['hardware']}, {r['date']}{'; ' + r['note'] if r.get('note') else ''}."
         )
     if not rows:
         return "Not measured."
