@@ -158,17 +158,19 @@ def test_killed_at_twenty_random_moments_the_verdicts_are_the_same(tmp_path, sho
             assert again.attacks[name][what] == entry[what], what
 
 
+class Noisy(nn.Module):
+    """Its outputs are random."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = network()
+
+    def forward(self, x):
+        return self.inner(x) + 0.1 * torch.randn(len(x), 10)
+
+
 def test_random_models_resume_too(shorter_attacks):
     """AutoAttack *rand* on a model whose outputs are random, stopped after each batch in turn."""
-
-    class Noisy(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inner = network()
-
-        def forward(self, x):
-            return self.inner(x) + 0.1 * torch.randn(len(x), 10)
-
     model = Noisy().eval()
     images, targets = labelled(network(), 8)
     settings = {"version": "rand", "batch_size": 3, "seed": 1}
@@ -298,14 +300,6 @@ def test_a_softmax_at_the_end_is_warned_of(few_digits, capfd):
 
 
 def test_random_and_lost_outputs_are_refused(few_digits):
-    class Noisy(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inner = network()
-
-        def forward(self, x):
-            return self.inner(x) + 0.1 * torch.randn(len(x), 10)
-
     noisy = Noisy().eval()
     with pytest.raises(UserError, match="the model is not deterministic: two forward passes"):
         timm_robust.evaluate(noisy, few_digits, attacks=["fgsm"], n_examples=20, quiet=True)

@@ -77,7 +77,8 @@ def curve(
         raise UserError(f"picture {str(out)!r} has no known format: expected a name that ends in {', '.join(PICTURES)}")
     found: dict[str, Curve] = {}
     threats: list[Threat] = []
-    drawn_on, unfinished = "", list[Path | None]()
+    drawn_on = ""
+    unfinished: list[Path] = []
     with Display(quiet).measuring() as tell:
         for checkpoint in dict.fromkeys(map(str, checkpoints)):
             if threats:
@@ -90,6 +91,8 @@ def curve(
                 )
             drawn_on = subject.data
             threats.append(subject.threat)
+            if keep := kept_in(subject.name, "curve.unfinished"):
+                unfinished.append(keep)
             found[checkpoint] = accuracy_curve(
                 subject.model,
                 subject.images,
@@ -100,10 +103,9 @@ def curve(
                 batch_size=batch_size,
                 seed=seed,
                 progress=lambda at, done, total, name=checkpoint: tell(f"{name} {at}", done, total),  # type: ignore[misc]
-                keep=kept_in(subject.name, "curve.unfinished"),
+                keep=keep,
                 restart=restart,
             )
-            unfinished += [kept_in(subject.name, "curve.unfinished")]
     written = _record(json, {"data": drawn_on, "curves": {name: one.to_dict() for name, one in found.items()}})
     if out is not None:
         same = {threat.eps for threat in threats}
@@ -116,7 +118,7 @@ def curve(
             )
         except OSError as error:
             raise UserError(f"the picture could not be written to {out} ({error})") from error
-    for file in filter(None, unfinished if written else ()):
+    for file in unfinished if written else ():
         file.unlink(missing_ok=True)
     return found
 

@@ -7,7 +7,7 @@ Two networks, ResNet-18 with layers [1,1,1,1] and channels [8,8,16,16] so that a
 have work to do on it. Each is measured on the first n test images by both modes with each seed. How many verdicts of
 the reference differ between two of its own seeds says what to expect. Networks and verdicts lie in --output; a killed
 run goes on by the same line. The record, written after each case into examples/results/ unless --no-record is given,
-has those that are done. Hours of one core for all, minutes for the first two.
+has those that are done. Hours of one core for all; the first case takes about half an hour beside another run.
 """
 
 from __future__ import annotations

@@ -132,11 +132,11 @@ def digits() -> RawData:
 def from_folder(root: Path, name: str, *, test_only: bool = False) -> RawData:
     """An image folder: `train/CLASS/*` with `val/CLASS/*`, `test/CLASS/*` or both; sorted classes give the labels."""
     alone = next((folder for folder in ("test", *VALIDATION_FOLDERS) if (root / folder).is_dir()), None)
-    if not (root / "train").is_dir() and test_only and alone:
-        classes = tuple(sorted(subfolders(root / alone)))
-        only = folder_split(root, alone, classes, name)
-        return RawData(name, classes, only, only, only)
     if not (root / "train").is_dir():
+        if test_only and alone:
+            classes = tuple(sorted(subfolders(root / alone)))
+            only = folder_split(root, alone, classes, name)
+            return RawData(name, classes, only, only, only)
         above = root.parent if root.name in ("train", "test", *VALIDATION_FOLDERS) else None
         hint = f"did you mean {above}?" if above and (above / "train").is_dir() else "expected train/CLASS/* in it"
         raise UserError(f"folder {name!r} has no train/ inside: {hint}")
