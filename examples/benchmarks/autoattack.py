@@ -4,16 +4,17 @@
         [--device cuda] [--precisions fp32 bf16] [--compile] [--references 32 256] [--json FILE]
 
 The reference runs once for each batch size in --references: 32 is how RobustBench calls it, with a model whose weights
-want gradients; for larger ones they do not, which is calling it well. The fast mode runs once for each precision of its
-crafting. All take turns attack by attack, so that a
-machine whose speed drifts disturbs all alike; each goes on with the images that its own attacks left standing. Seconds
-are wall time; CPU seconds are beside them, which other processes disturb less. Last, the adapter that `evaluate` drives
-the reference by runs as a whole, at the largest of those batch sizes.
+want gradients; for larger ones they do not, which is calling it well. For each of them the adapter that `evaluate`
+drives the reference by runs too, checks and all, stopped after each attack and gone on with. The fast mode runs once
+for each precision of its crafting. All take turns attack by attack, so that a machine whose speed drifts disturbs all
+alike; each goes on with the images that its own attacks left standing. Seconds are wall time; CPU seconds are beside
+them, which other processes disturb less.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import importlib
 import json
@@ -29,7 +30,13 @@ from torch import Tensor, nn
 
 import timm_robust
 from timm_robust.data import as_tensors, load_data
-from timm_robust.evaluation.autoattack import attacks_for, implementation, implementation_version, run_autoattack
+from timm_robust.evaluation.autoattack import (
+    AutoAttackProgress,
+    attacks_for,
+    implementation,
+    implementation_version,
+    run_autoattack,
+)
 from timm_robust.evaluation.fast import run_fast
 from timm_robust.threat import Threat, make_threat
 from timm_robust.versions import hardware, versions
@@ -65,6 +72,35 @@ def reference(model: nn.Module, images: Tensor, targets: Tensor, threat: Threat,
             with torch.no_grad():
                 stands[rows] = (model(parts[attack].perturb(x, y)).argmax(1) == y).cpu()
         return stands
+
+    return run
+
+
+class Stop(Exception):
+    """An attack is over."""
+
+
+def evaluate(model: nn.Module, images: Tensor, targets: Tensor, threat: Threat, seed: int, batch_size: int) -> Way:
+    """The adapter behind `evaluate`'s reference mode, one attack at a time."""
+    progress = AutoAttackProgress()
+
+    def stop(attack: str, batch: int, batches: int, stands: float) -> None:
+        if batch == batches:
+            raise Stop
+
+    def run(attack: str, stands: Tensor) -> Tensor:
+        with contextlib.suppress(Stop):
+            run_autoattack(
+                model,
+                images,
+                targets,
+                threat,
+                batch_size=batch_size,
+                seed=seed,
+                on_batch=stop,
+                progress=progress,
+            )
+        return torch.tensor(progress.fell_to) < 0
 
     return run
 
@@ -122,10 +158,10 @@ def main() -> None:
     with torch.no_grad():
         logits = torch.cat([model(part.to(arguments.device)).cpu() for part in images.split(256)])
     attacks, _ = attacks_for(logits.shape[1])
-    ways = {
-        f"reference, batch {size}": reference(model, images, targets, threat, arguments.seed, size)
-        for size in arguments.references
-    }
+    ways: dict[str, Way] = {}
+    for size in arguments.references:
+        ways[f"reference, batch {size}"] = reference(model, images, targets, threat, arguments.seed, size)
+        ways[f"evaluate, batch {size}"] = evaluate(model, images, targets, threat, arguments.seed, size)
     first = f"fast, {arguments.precisions[0]}"
     for precision in arguments.precisions:
         ways[f"fast, {precision}"] = fast(model, images, targets, threat, attacks, precision, arguments)
@@ -151,17 +187,6 @@ def main() -> None:
                 f"stands {after[name][attack]:.2%}  {_ratio(seconds, name, attack)}",
                 flush=True,
             )
-    if arguments.references:
-        largest = max(arguments.references)
-        name = f"evaluate, batch {largest}"
-        cpu = time.process_time()
-        outcome = run_autoattack(model, images, targets, threat, batch_size=largest, seed=arguments.seed)
-        standing[name], after[name] = outcome.robust, outcome.after
-        seconds[name], cpu_seconds[name] = dict(outcome.seconds), {"sum": time.process_time() - cpu}
-        by_hand = f"reference, batch {largest}"
-        ratio = sum(seconds[name].values()) / sum(seconds[by_hand].values())
-        differ = int((standing[name] != standing[by_hand]).sum())
-        print(f"{name}: {ratio:.2f} x {by_hand}, {differ} verdicts differ from it")
     for name in seconds:
         seconds[name]["all"] = sum(seconds[name].values())
         cpu_seconds[name]["all"] = sum(cpu_seconds[name].values())
@@ -204,9 +229,11 @@ def _command(arguments: argparse.Namespace) -> str:
 
 
 def _ratio(seconds: dict[str, dict[str, float]], name: str, attack: str) -> str:
-    others = [other for other in seconds if not other.startswith("fast") and attack in seconds[other]]
-    if not name.startswith("fast"):
+    others = [other for other in seconds if other.startswith("reference") and attack in seconds[other]]
+    if name.startswith("reference"):
         return ""
+    if name.startswith("evaluate"):
+        others = [other for other in others if other.endswith(name.removeprefix("evaluate"))]
     return ", ".join(f"{seconds[name][attack] / max(seconds[o][attack], 1e-9):.2f} x {o}" for o in others)
 
 
