@@ -5,10 +5,11 @@
 
 The reference runs once for each batch size in --references: 32 is how RobustBench calls it, with a model whose weights
 want gradients; for larger ones they do not, which is calling it well. For each of them the adapter that `evaluate`
-drives the reference by runs too, checks and all, stopped after each attack and gone on with. The fast mode runs once
-for each precision of its crafting. All take turns attack by attack, so that a machine whose speed drifts disturbs all
-alike; each goes on with the images that its own attacks left standing. Seconds are wall time; CPU seconds are beside
-them, which other processes disturb less.
+drives the reference by runs too, checks and all, stopped after each attack and gone on with; since two runs of the very
+same attack differ by a tenth on a machine that others use, the share of its time that it spends outside of the
+implementation's attacks is told too. The fast mode runs once for each precision of its crafting. All take turns attack
+by attack, so that a machine whose speed drifts disturbs all alike; each goes on with the images that its own attacks
+left standing. Seconds are wall time; CPU seconds are beside them, which other processes disturb less.
 """
 
 from __future__ import annotations
@@ -24,12 +25,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
 
 import timm_robust
 from timm_robust.data import as_tensors, load_data
+from timm_robust.evaluation import autoattack
 from timm_robust.evaluation.autoattack import (
     AutoAttackProgress,
     attacks_for,
@@ -80,29 +83,40 @@ class Stop(Exception):
     """An attack is over."""
 
 
-def evaluate(model: nn.Module, images: Tensor, targets: Tensor, threat: Threat, seed: int, batch_size: int) -> Way:
-    """The adapter behind `evaluate`'s reference mode, one attack at a time."""
-    progress = AutoAttackProgress()
+class Adapter:
+    """What `evaluate` drives the reference by, one attack at a time.
 
-    def stop(attack: str, batch: int, batches: int, stands: float) -> None:
+    Attributes:
+        outside: seconds it spent on anything but the implementation's own attacks.
+    """
+
+    def __init__(
+        self, model: nn.Module, images: Tensor, targets: Tensor, threat: Threat, seed: int, batch_size: int
+    ) -> None:
+        self.arguments = (model, images, targets, threat)
+        self.settings = {"seed": seed, "batch_size": batch_size}
+        self.progress = AutoAttackProgress()
+        self.outside = 0.0
+
+    def __call__(self, attack: str, stands: Tensor) -> Tensor:
+        started = time.perf_counter()
+        with mock.patch.object(autoattack, "_attack", self._timed(autoattack._attack)), contextlib.suppress(Stop):
+            run_autoattack(*self.arguments, **self.settings, on_batch=self._stop, progress=self.progress)
+        self.outside += time.perf_counter() - started
+        return torch.tensor(self.progress.fell_to) < 0
+
+    def _timed(self, attack: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def run(*arguments: Any) -> Tensor:
+            started = time.perf_counter()
+            adversarial = attack(*arguments)
+            self.outside -= time.perf_counter() - started
+            return adversarial
+
+        return run
+
+    def _stop(self, attack: str, batch: int, batches: int, stands: float) -> None:
         if batch == batches:
             raise Stop
-
-    def run(attack: str, stands: Tensor) -> Tensor:
-        with contextlib.suppress(Stop):
-            run_autoattack(
-                model,
-                images,
-                targets,
-                threat,
-                batch_size=batch_size,
-                seed=seed,
-                on_batch=stop,
-                progress=progress,
-            )
-        return torch.tensor(progress.fell_to) < 0
-
-    return run
 
 
 def fast(
@@ -159,9 +173,10 @@ def main() -> None:
         logits = torch.cat([model(part.to(arguments.device)).cpu() for part in images.split(256)])
     attacks, _ = attacks_for(logits.shape[1])
     ways: dict[str, Way] = {}
+    adapters: dict[int, Adapter] = {}
     for size in arguments.references:
         ways[f"reference, batch {size}"] = reference(model, images, targets, threat, arguments.seed, size)
-        ways[f"evaluate, batch {size}"] = evaluate(model, images, targets, threat, arguments.seed, size)
+        ways[f"evaluate, batch {size}"] = adapters[size] = Adapter(model, images, targets, threat, arguments.seed, size)
     first = f"fast, {arguments.precisions[0]}"
     for precision in arguments.precisions:
         ways[f"fast, {precision}"] = fast(model, images, targets, threat, attacks, precision, arguments)
@@ -195,6 +210,9 @@ def main() -> None:
             f"{'all':<8} {name:<20} {seconds[name]['all']:9.1f} s  {cpu_seconds[name]['all']:9.1f} CPU s  "
             f"{differ} verdicts differ from {first}  {_ratio(seconds, name, 'all')}"
         )
+    outside = {f"evaluate, batch {size}": adapter.outside for size, adapter in adapters.items()}
+    for name, spent in outside.items():
+        print(f"{name}: {spent:.2f} s ({spent / seconds[name]['all']:.1%}) outside the implementation's attacks")
     record: dict[str, Any] = {
         "name": arguments.json.stem if arguments.json else "",
         "command": _command(arguments),
@@ -210,6 +228,7 @@ def main() -> None:
         "clean_accuracy": clean.float().mean().item(),
         "seconds": seconds,
         "cpu_seconds": cpu_seconds,
+        "seconds_outside_the_implementation": outside,
         "after": after,
         "robust": {name: stands.int().tolist() for name, stands in standing.items()},
     }

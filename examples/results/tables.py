@@ -325,6 +325,9 @@ def autoattack() -> str:
             by_hand = f"reference{adapter.removeprefix('evaluate')}"
             ratio = r["seconds"][adapter]["all"] / r["seconds"][by_hand]["all"]
             told.append(f"{adapter} takes {ratio:.2f} x {by_hand}")
+            if adapter in r.get("seconds_outside_the_implementation", {}):
+                outside = r["seconds_outside_the_implementation"][adapter] / r["seconds"][adapter]["all"]
+                told[-1] += f" ({percent(outside)} of it outside the implementation's attacks)"
         note = f"; {r['note']}" if r.get("note") else ""
         notes.append(f"`{r['name']}`: {'; '.join(told)}; {r['threads']} threads, {r['hardware']}, {r['date']}{note}.")
     if not rows:
