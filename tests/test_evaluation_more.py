@@ -19,6 +19,7 @@ import timm_robust
 from timm_robust import measuring
 from timm_robust.cli import spread
 from timm_robust.cli.app import app
+from timm_robust.data import as_tensors, load_data
 from timm_robust.errors import UserError
 from timm_robust.evaluation import curve as curve_module
 from timm_robust.evaluation.corruptions import ALEXNET_ERRORS, CORRUPTIONS, corruption_accuracy, mean_corruption_error
@@ -27,6 +28,7 @@ from timm_robust.evaluation.masking import after_noise, check_masking, zero_grad
 from timm_robust.evaluation.statistics import clopper_pearson, mcnemar, newcombe, paired, wilson
 from timm_robust.evaluation.transfer import transfer
 from timm_robust.report.radii import draw_radii
+from timm_robust.subject import open_subject
 from timm_robust.threat import Threat
 
 LINF, L2, L1 = Threat("Linf", 4 / 255, "4/255"), Threat("L2", 0.3, "0.3"), Threat("L1", 2.0, "2")
@@ -640,6 +642,22 @@ def test_classes_of_another_name_are_pointed_out(shared_run, tmp_path):
         Image.new("RGB", (8, 8)).save(place)
     with pytest.warns(UserWarning, match="learned 'j' where .* has 'k', and 0 more of 10 classes"):
         timm_robust.evaluate(tmp_path / "named", tmp_path, attacks=["clean"], quiet=True)
+
+
+def test_a_part_of_the_classes_is_matched_by_name(shared_run, tmp_path):
+    images, labels = as_tensors(load_data("digits").test, 60)
+    for number, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
+        if label in (3, 8):
+            place = tmp_path / f"test/{label}/{number}.png"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray((image * 255).round().byte().permute(1, 2, 0).numpy()).save(place)
+    subject = open_subject(shared_run, tmp_path)
+    assert set(subject.targets.tolist()) == {3, 8}
+    chosen = (labels == 3) | (labels == 8)
+    with torch.no_grad():
+        right = timm_robust.load(shared_run)(images[chosen]).argmax(1) == labels[chosen]
+    result = timm_robust.evaluate(shared_run, tmp_path, attacks=["clean"], quiet=True)
+    assert result.clean_accuracy == pytest.approx(right.double().mean().item())
 
 
 @pytest.mark.parametrize(

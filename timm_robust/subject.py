@@ -28,7 +28,7 @@ class Subject:
         name: folder of the checkpoint, or what the network is called.
         model: in eval mode, images in [0, 1] to logits.
         images: float [N, C, H, W] in [0, 1].
-        targets: int64 [N].
+        targets: int64 [N], as the network numbers its classes.
         threat: asked for, else that of the training.
         data: name of the data.
         card: the content of model.json; empty where there is none.
@@ -93,16 +93,21 @@ def open_subject(
         eps = trained.get("eps_text")
     threat = make_threat(norm or trained.get("norm", "Linf"), eps, image_size=bundle.image_size, norms=EVALUATION_NORMS)
     images, targets = as_tensors(bundle.test, n_examples or len(bundle.test))
+    targets = _numbered(targets, name, card.get("data", {}).get("class_names") or (), bundle)
     if card and int(targets.max()) >= (classes := card["model"]["num_classes"]):
         raise UserError(f"the data has class number {int(targets.max())}, the model has only {classes} classes")
-    _warn_of_other_classes(name, card.get("data", {}).get("class_names") or (), bundle)
     return Subject(name, model, images, targets, threat, bundle.name, card)
 
 
-def _warn_of_other_classes(name: str, known: Sequence[str], bundle: DataBundle) -> None:
-    """Says which class has another name than in training; mere numbers, as of arrays, are no names."""
+def _numbered(targets: Tensor, name: str, known: Sequence[str], bundle: DataBundle) -> Tensor:
+    """The targets as the network numbers them: by name where it learned all classes of the data, else as they are.
+
+    Where they stay as they are, says which class has another name; mere numbers, as of arrays, are no names.
+    """
+    if set(bundle.class_names) <= set(known):
+        return targets.new_tensor([known.index(one) for one in bundle.class_names])[targets]
     if any(all(label.isdecimal() for label in labels) for labels in (known, bundle.class_names)):
-        return
+        return targets
     different = [pair for pair in zip(known, bundle.class_names, strict=False) if pair[0] != pair[1]]
     if different:
         one, other = different[0]
@@ -111,6 +116,7 @@ def _warn_of_other_classes(name: str, known: Sequence[str], bundle: DataBundle) 
             "classes differ in name or order: is this the right data?",
             stacklevel=3,
         )
+    return targets
 
 
 def _network(

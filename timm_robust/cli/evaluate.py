@@ -21,7 +21,11 @@ def evaluate(
         typer.Argument(help="A run's folder (its best checkpoint), a checkpoint folder, or zoo:NAME of RobustBench."),
     ],
     data: Annotated[
-        Optional[str], typer.Option(help="As in train. [default: what the checkpoint was trained on]")
+        Optional[str],
+        typer.Option(
+            help="As in train; a folder with test/CLASS/* will do, its classes are matched by name. "
+            "[default: what the checkpoint was trained on]"
+        ),
     ] = None,
     attack: Annotated[
         Pairs,
