@@ -116,6 +116,20 @@ def test_resume_takes_goes_on_and_adds(compare_small, tmp_path, monkeypatch):
     assert again.rows() == result.rows()
 
 
+def test_modifiers_are_compared_too(compare_small, tmp_path):
+    settings = {"method_args": {"awp": {"gamma": 0.02, "start": 0}}, "epochs": 1}
+    result = compare_small(["fgsm", "fgsm+awp"], **settings)
+    assert [(row["method"], row["modifiers"]) for row in result.rows()] == [
+        ("fgsm", {}),
+        ("fgsm+awp", {"awp": {"gamma": 0.02, "start": 0.0}}),
+    ]
+    assert (tmp_path / "comparison/fgsm+awp-seed0/best").is_dir()
+    plain, perturbed = (row["passes"] for row in result.rows())
+    assert plain < perturbed  # the passes for the weights
+    with pytest.raises(UserError, match="options of awp="):
+        compare_small([], method_args={"awp": {"gamma": 0.03}}, epochs=1, resume=True)
+
+
 def test_a_run_that_fails_keeps_the_others(compare_small, tmp_path, monkeypatch):
     out = tmp_path / "comparison"
 
@@ -147,6 +161,10 @@ def test_a_run_that_fails_keeps_the_others(compare_small, tmp_path, monkeypatch)
         (["fgsm"], {"seeds": ["a"]}, "seed 'a' is out of range"),
         (["fgsm", "trades"], {"method_args": {"trades": {"betta": 3}}}, "unknown option 'betta'"),
         (["fgsm"], {"method_args": {"trades": {"beta": 3}}}, "unknown method 'trades'.*not compared"),
+        (["fgsm+swap"], {}, "unknown modifier 'swap': did you mean swa"),
+        (["fgsm+awp+awp"], {}, "modifier 'awp' twice"),
+        (["fgsm+awp"], {"method_args": {"awp": {"gama": 3}}}, "unknown option 'gama'"),
+        (["fgsm+ema"], {}, "'ema' is a recipe setting here"),
         (["pgd", "n-fgsm"], {"norm": "L2"}, "'n-fgsm' knows the norm Linf only, not L2"),
         (["fgsm"], {"activation": "silu"}, "unknown setting 'activation'"),
         (["fgsm"], {"test_attacks": ["pgdd"]}, "unknown attack 'pgdd'"),

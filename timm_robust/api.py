@@ -133,7 +133,7 @@ def train(
     manager = get_manager()
     provided = manager.defense(method)
     options = parse_options(manager.load_config(method), dict(method_args or {}), owner=f"method {method!r}")
-    modifier_options = _parse_modifiers(modifiers)
+    modifier_options = parse_modifiers(modifiers)
     if eps is not None:
         parse_eps(eps, norm)
     if isinstance(extra_data, (str, Path)) and _same_place(extra_data, data):
@@ -305,7 +305,7 @@ IN_RECIPE = {
 """What other toolkits call modifiers and is a recipe setting or an argument here."""
 
 
-def _parse_modifiers(given: str | Sequence[str] | Mapping[str, Mapping[str, Any] | None]) -> dict[str, Options]:
+def parse_modifiers(given: str | Sequence[str] | Mapping[str, Mapping[str, Any] | None]) -> dict[str, Options]:
     """Options of each modifier by name; loads nothing heavy."""
     named = given if isinstance(given, Mapping) else dict.fromkeys([given] if isinstance(given, str) else given)
     for name in named:

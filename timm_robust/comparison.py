@@ -62,14 +62,15 @@ def compare(
     The seeds come one after the other, each with all methods, so that an interrupted comparison has whole rounds.
 
     Args:
-        methods: defenses, see `timm-robust methods`; at least one.
+        methods: defenses, see `timm-robust methods`, each with modifiers or without: "trades", "trades+awp"; at least
+            one.
         model: a timm model name, or a module of your own; every run starts from a copy of it.
         data: as in `train`.
         seeds: whole numbers from 0 to 2147483647, at least one. A seed draws weights, batches and validation split.
         epochs: of every run; by default the recipe's.
         output: the folder, with one folder METHOD-seedS for each run; by default `runs/compare-MODEL-DATA`, numbered
             if that is taken.
-        method_args: by method, its options by name: `{"moat": {"stages": "r2"}}`.
+        method_args: by method or modifier, its options by name: `{"moat": {"stages": "r2"}}`.
         resume: go on with the comparison in `output`, with the same arguments. What is finished is taken as it is, what
             is not goes on; methods and seeds may be added, and other attacks measured.
         quiet: no progress.
@@ -128,13 +129,15 @@ def compare(
         with _outcome(result, run, display, resume):
             if not run.resumable and (run.folder / MANIFEST).exists():
                 shutil.rmtree(run.folder)  # it ended in its first epoch: there is nothing to go on from
+            method, modifiers = _parts(run.method)
             train(
                 **settings | {"test_attacks": attacks},
                 model=model if isinstance(model, str) else copy.deepcopy(model),
-                method=run.method,
+                method=method,
+                modifiers={name: options.get(name) for name in modifiers} or (),
                 data=data,
                 epochs=epochs,
-                method_args=options.get(run.method) or None,
+                method_args=options.get(method) or None,
                 output=run.folder,
                 seed=run.seed,
                 resume=run.resumable,
@@ -201,15 +204,26 @@ def read_asked(folder: Path) -> dict[str, Any]:
 def _require_same(folder: Path, before: dict[str, Any], asked: dict[str, Any], options: dict[str, Any]) -> None:
     added = {"methods", "seeds", "method_args"}
     pairs = {name: (before.get(name), asked.get(name)) for name in ({*before, *asked} - FREE - added)}
-    for method in before["methods"]:
-        if method in options:
-            pairs[f"options of {method}"] = before["method_args"].get(method, {}), as_plain(options[method])
+    for name in _plugins(before["methods"]):
+        if name in options:
+            pairs[f"options of {name}"] = before["method_args"].get(name, {}), as_plain(options[name])
     for name, (old, new) in sorted(pairs.items()):
         if old != new:
             raise UserError(
                 f"the comparison in {folder} was started with {name}={old!r}, not {new!r}: "
                 "resume it as it was, or start a new one in another folder"
             )
+
+
+def _parts(entry: str) -> tuple[str, list[str]]:
+    """Method and modifiers of an entry such as `trades+awp`."""
+    method, *modifiers = entry.split("+")
+    return method, modifiers
+
+
+def _plugins(entries: Sequence[str]) -> list[str]:
+    """All methods and modifiers, each once."""
+    return list(dict.fromkeys(name for entry in entries for name in entry.split("+")))
 
 
 def _listed(values: Any) -> list[Any]:
@@ -231,17 +245,22 @@ def _check(
     for kind, values in given.items():
         if twice := [value for value in values if values.count(value) > 1]:
             raise UserError(f"{kind} {twice[0]!r} is given twice: expected each once")
+    from timm_robust.api import parse_modifiers
+
     manager = get_manager()
-    found = {name: manager.defense(name) for name in methods}
     for name in options:
-        if name not in methods:
-            raise unknown("method", name, methods, hint="its options are given, but it is not compared")
-    for name in methods:
-        parse_options(manager.load_config(name), dict(options.get(name, {})), owner=f"method {name!r}")
-        if epochs is None and "epochs" in found[name].spec.recommends:
-            raise UserError(f"method {name!r} recommends epochs of its own: pass epochs, the same for all")
+        if name not in (plugins := _plugins(methods)):
+            raise unknown("method", name, plugins, hint="its options are given, but it is not compared")
     norm = make_threat(settings.get("norm", "Linf"), settings.get("eps"), image_size=32).norm
-    for name in methods:
+    for entry in methods:
+        name, modifiers = _parts(entry)
+        spec = manager.defense(name).spec
+        if twice := [modifier for modifier in modifiers if modifiers.count(modifier) > 1]:
+            raise UserError(f"method {entry!r} has modifier {twice[0]!r} twice: expected each once")
+        parse_options(manager.load_config(name), dict(options.get(name, {})), owner=f"method {name!r}")
+        parse_modifiers({modifier: options.get(modifier) for modifier in modifiers})
+        if epochs is None and "epochs" in spec.recommends:
+            raise UserError(f"method {name!r} recommends epochs of its own: pass epochs, the same for all")
         known = manager.load_target(name).norms
         if norm not in known:
             raise UserError(f"method {name!r} knows the norm {' or '.join(known)} only, not {norm}")

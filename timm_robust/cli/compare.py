@@ -43,7 +43,11 @@ from timm_robust.cli.words import Pairs, by_method, pairs, whole, words
 )
 def compare(
     methods: Annotated[
-        Pairs, typer.Option(help="Defenses, as fgsm,n-fgsm,sat or one by one; `timm-robust methods` lists them.")
+        Pairs,
+        typer.Option(
+            help="Defenses, as fgsm,n-fgsm,sat or one by one, with modifiers as trades+awp; `timm-robust methods` and "
+            "`timm-robust modifiers` list them."
+        ),
     ] = None,
     model: Model = None,
     data: Data = None,
@@ -56,7 +60,7 @@ def compare(
         typer.Option(help="Folder; each run is in METHOD-seedS below it. [default: runs/compare-MODEL-DATA]"),
     ] = None,
     option: Annotated[
-        Pairs, typer.Option("--option", "-o", help="Options of one method: -o trades.beta=5 moat.stages=r2")
+        Pairs, typer.Option("--option", "-o", help="Options of one method or modifier: -o trades.beta=5 awp.gamma=0.01")
     ] = None,
     eps: Eps = None,
     norm: Norm = None,

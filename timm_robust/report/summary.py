@@ -281,6 +281,7 @@ def _row(runs: list[Run], images: dict[str, int]) -> dict[str, Any]:
     return {
         "method": runs[0].method,
         "method_args": done[0].manifest["method_args"] if done else {},
+        "modifiers": done[0].manifest.get("modifiers", {}) if done else {},
         "seeds": [run.seed for run in done],
         "clean": _spread(entry["clean_accuracy"] for entry in measured),
         "attacks": attacks,
