@@ -9,8 +9,10 @@ import logging
 import random
 import sys
 
+import numpy as np
 import pytest
 import torch
+import torchattacks
 from torch import nn
 
 import timm_robust
@@ -326,6 +328,31 @@ def test_a_model_in_train_mode_is_refused(attack):
     model = network().train()
     with pytest.raises(UserError, match=r"in train mode: call model.eval\(\)"):
         evaluate_model(model, torch.rand(2, 3, 8, 8), torch.zeros(2).long(), THREAT, attacks=[attack])
+
+
+def test_a_part_in_train_mode_is_refused():
+    part = nn.Sequential(nn.BatchNorm2d(3), network())
+    model = nn.Sequential(part).eval()
+    part.train()
+    with pytest.raises(UserError, match=r"part '0' of the model is in train mode: call model.eval\(\)"):
+        evaluate_model(model, torch.rand(2, 3, 8, 8), torch.zeros(2).long(), THREAT, attacks=["clean"])
+
+
+def test_weights_that_take_no_float32_are_refused():
+    with pytest.raises(UserError, match="weights are float16 and it takes no float32 images: call model.float"):
+        evaluate_model(network().half(), torch.rand(2, 3, 8, 8), torch.zeros(2).long(), THREAT, attacks=["clean"])
+
+
+def test_attacks_that_draw_from_numpy_follow_the_seed(monkeypatch):
+    model = network()
+    images, targets = labelled(model, 4)
+    drawn = []
+    monkeypatch.setattr(torchattacks.Pixle, "forward", lambda self, x, y: drawn.append(np.random.rand()) or x)
+    before = np.random.get_state()[1].copy()
+    for seed in (3, 3, 4):
+        evaluate_model(model, images, targets, THREAT, attacks=["torchattacks:Pixle"], seed=seed)
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert (np.random.get_state()[1] == before).all()
 
 
 def test_pgd_is_deterministic_and_restarts_only_lower(capsys):

@@ -539,7 +539,7 @@ def test_a_killed_run_goes_on_to_the_same_verdicts(net, digits, short, monkeypat
 def test_only_the_original_says_that_an_image_fell(net, digits, short, monkeypatch):
     """A crafting copy that calls every image misclassified breaks none that the original has right."""
     real = Network.__call__
-    monkeypatch.setattr(Network, "__call__", lambda self, images: -real(self, images))
+    monkeypatch.setattr(Network, "__call__", lambda self, images, **settings: -real(self, images, **settings))
     harmless = Threat("Linf", 1e-6, "1e-6")
     images, targets = digits[0][:10], digits[1][:10]
     with torch.no_grad():
@@ -554,6 +554,14 @@ torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.conv.fp32_preci
 with full_float32():
     print(torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision)
 print(torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision)
+"""
+INHERITED = """
+import torch
+from timm_robust.evaluation.fast.verdict import full_float32
+with full_float32():
+    pass
+torch.backends.fp32_precision = "tf32"
+print(torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision)
 """
 
 
@@ -579,9 +587,84 @@ def test_the_last_word_is_spoken_without_tf32(tf32):
 
 @pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="torch has the old names only")
 def test_the_last_word_under_the_new_names():
-    """In a process of its own: torch does not let old and new names mix."""
-    told = subprocess.run([sys.executable, "-c", NEW_NAMES], capture_output=True, text=True, check=True).stdout.split()
-    assert told == ["ieee", "ieee", "tf32", "tf32"]
+    """In processes of their own: torch does not let old and new names mix."""
+    for script, expected in ((NEW_NAMES, "ieee ieee tf32 tf32"), (INHERITED, "tf32 tf32")):
+        told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+        assert told.split() == expected.split()
+
+
+class Views(nn.Module):
+    """Flattens a feature map with `view`, which channels_last does not allow."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 6, 3), nn.Linear(6 * 36, 10)
+
+    def forward(self, x):
+        x = self.conv(x)
+        return self.head(x.view(len(x), -1))
+
+
+def test_a_model_that_views_its_feature_maps(digits, short):
+    torch.manual_seed(0)
+    model = Views().eval()
+    images = digits[0][:8].float()
+    with torch.no_grad():
+        targets = model(images).argmax(1)
+    assert Network(model, images).memory_format is torch.contiguous_format
+    for threat in (LINF, L2):
+        result = run_fast(model, images, targets, threat, version="plus")
+        assert result.fell_to.min() >= -1 and len(result.after) == 6
+
+
+def test_others_run_in_channels_last(net, digits):
+    assert Network(net, digits[0][:8]).memory_format is torch.channels_last
+
+
+def test_a_compiled_graph_is_asked_for_one_gradient_only(problem):
+    """It frees its buffers in the backward pass, and untargeted FAB takes one for each class."""
+    case = problem(LINF)
+    asked = []
+
+    def compiled(images):
+        asked.append(images)
+        return case.network.module(images)
+
+    case.network.compiled, case.network.full = compiled, len(case.images)
+    for targeted in (True, False):
+        attack = fab.FAB(case, targeted, 1, 1, 3)
+        attack.step(all_lanes(attack, case))
+        assert len(asked) == 1
+
+
+class Unlike(nn.Linear):
+    """Its copies have other weights."""
+
+    def __deepcopy__(self, memo):
+        return Unlike(self.in_features, self.out_features)
+
+
+def test_a_copy_that_computes_something_else_is_refused():
+    model = nn.Sequential(nn.Flatten(), Unlike(12, 5)).eval()
+    with pytest.raises(UserError, match="that of Sequential gives other logits: use the reference mode"):
+        run_fast(model, torch.rand(4, 3, 2, 2), torch.zeros(4, dtype=torch.long), LINF)
+
+
+class Half(nn.Module):
+    """Weights in half precision, logits in float32."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(192, 10).to(torch.bfloat16)
+
+    def forward(self, x):
+        return self.head(x.flatten(1).to(torch.bfloat16)).float()
+
+
+def test_images_keep_float32_whatever_the_weights_have(digits, short):
+    model, images = Half().eval(), digits[0][:4].float()
+    assert Network(model, images).layout(images).dtype == torch.float32
+    run_fast(model, images, digits[1][:4], LINF)
 
 
 def test_what_leaves_the_ball_is_projected_first(net, digits):

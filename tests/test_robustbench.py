@@ -415,6 +415,7 @@ def test_benchmark_and_reference_mode_give_the_same_verdicts(robustbench, tmp_pa
     hook, generator = sys.gettrace(), torch.random.get_rng_state()
     log = tmp_path / "aa.log"
     theirs = benchmark(model, eps="4/255", batch_size=9, seed=3, images=images, targets=targets, log_path=log)
+    assert all(weight.requires_grad and weight.grad is None for weight in model.parameters())
     assert torch.equal(theirs.robust, ours.robust)
     assert 0 < ours.robust.float().mean() < 14 / 16, "the case must tell something"
     assert theirs.clean_accuracy == pytest.approx(14 / 16)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
+
 
 @contextmanager
 def kept_generators(seed: int | None = None) -> Iterator[None]:
-    """Restores afterwards every generator that `torch.manual_seed` sets: the CPU's, and those of all GPUs.
+    """Restores afterwards the generators that attacks draw from: torch's of the CPU and of all GPUs, and NumPy's.
 
     Args:
         seed: set within; by default the draws go on where they were.
@@ -16,7 +18,12 @@ def kept_generators(seed: int | None = None) -> Iterator[None]:
     import torch
 
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with torch.random.fork_rng(devices=devices):
-        if seed is not None:
-            torch.manual_seed(seed)
-        yield
+    drawn = np.random.get_state()  # of Pixle and OnePixel
+    try:
+        with torch.random.fork_rng(devices=devices):
+            if seed is not None:
+                torch.manual_seed(seed)
+                np.random.seed(seed % 2**32)
+            yield
+    finally:
+        np.random.set_state(drawn)

@@ -89,7 +89,7 @@ def open_subject(
             f"n_examples is {n_examples}, the test split of {bundle.name} has only {len(bundle.test)} images"
         )
     trained = card.get("threat", {})
-    if eps is None and (norm is None or norm == trained.get("norm")):
+    if eps is None and (norm is None or norm.lower() == str(trained.get("norm")).lower()):
         eps = trained.get("eps_text")
     threat = make_threat(norm or trained.get("norm", "Linf"), eps, image_size=bundle.image_size, norms=EVALUATION_NORMS)
     images, targets = as_tensors(bundle.test, n_examples or len(bundle.test))

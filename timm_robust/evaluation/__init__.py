@@ -263,6 +263,7 @@ def _check(
         raise UserError(
             f"images range from {low:g} to {high:g}: expected pixels in [0, 1], normalisation is in the model"
         )
+    _require_float32(model, images)
     require_finite(model, images, batch_size=batch_size)
     with torch.no_grad():
         classes = model(images[:1].to(next(model.parameters()).device)).shape[1]
@@ -272,3 +273,18 @@ def _check(
         require_possible(measure, threat, classes)
         if fast is not None and measure.name in ENSEMBLES:
             require_fast(threat, ensemble_version(measure))
+
+
+@torch.no_grad()
+def _require_float32(model: nn.Module, images: Tensor) -> None:
+    parameter = next(model.parameters())
+    if parameter.dtype == images.dtype:
+        return
+    try:
+        model(images[:1].to(parameter.device))
+    except RuntimeError as error:
+        held, given = (str(dtype).removeprefix("torch.") for dtype in (parameter.dtype, images.dtype))
+        raise UserError(
+            f"the model's weights are {held} and it takes no {given} images: call model.float(), or let its forward "
+            "convert them"
+        ) from error

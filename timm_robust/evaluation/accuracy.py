@@ -166,9 +166,12 @@ def accuracy(stands: Tensor) -> float:
 
 
 def require_eval(model: nn.Module) -> None:
-    """Refuses a model in train mode: dropout and batch statistics would make every number meaningless."""
-    if model.training:
-        raise UserError("the model is in train mode: call model.eval() before evaluating it")
+    """Refuses a model in train mode, or with a part in it: dropout and batch statistics would make every number
+    meaningless."""
+    for name, module in model.named_modules():
+        if module.training:
+            what = f"part {name!r} of the model" if name else "the model"
+            raise UserError(f"{what} is in train mode: call model.eval() before evaluating it")
 
 
 @torch.no_grad()

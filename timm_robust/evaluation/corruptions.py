@@ -144,7 +144,7 @@ def _accuracy(model: nn.Module, batches: Iterator[tuple[Tensor, Tensor]], n: int
     """Batches are uint8 [N, H, W, 3] and int64 [N]."""
     device, count = next(model.parameters()).device, 0
     for x, y in batches:
-        logits = model(x.to(device).permute(0, 3, 1, 2).float().div(255))
+        logits = model(x.to(device).permute(0, 3, 1, 2).float().div(255).contiguous())
         if int(y.max()) >= logits.shape[1]:
             raise UserError(f"the data has class number {int(y.max())}, the model has only {logits.shape[1]} classes")
         count += int(right(logits, y.to(device)).sum())

@@ -77,6 +77,7 @@ def benchmark(
     Raises:
         UserError: no real RobustBench, a model in train mode, no such board, or data that is not there.
     """
+    from timm_robust.attacks import crafting
     from timm_robust.evaluation.accuracy import require_eval
     from timm_robust.evaluation.autoattack import kept_process_state
 
@@ -90,7 +91,8 @@ def benchmark(
         raise UserError(f"n_examples is {n}, there are only {len(images)} images")
     if board.dataset == "imagenet" and preprocessing is None:
         preprocessing = "Res256Crop224"
-    with released() as package, kept_process_state(), _printing(not quiet):
+    # without crafting(), FAB's backward passes would leave gradients in the weights
+    with released() as package, crafting(model), kept_process_state(), _printing(not quiet):
         runs: list[Any] = []
 
         def adversary(*args: Any, **kwargs: Any) -> Any:

@@ -102,7 +102,8 @@ class FAB:
         """Whether each point is misclassified; the linearised boundary: difference of logits [B] and its gradient."""
         x = state.x.detach().requires_grad_()
         with torch.enable_grad():
-            logits = self.problem.network(x)
+            # compiled graphs allow one backward pass only
+            logits = self.problem.network(x, compiled=self.targeted)
             right = logits.gather(1, state.targets[:, None])
             wrong = logits.detach().argmax(1) != state.targets
             if self.targeted:

@@ -1,8 +1,8 @@
 """The crafting copy of a model: same function, less work.
 
 BatchNorm in eval mode is a scale and a shift of each channel, so it folds into the convolution before it; the copy runs
-in channels_last, its weights need no gradient, and it can run in bf16 or compiled. What it says decides nothing: the
-original has the last word on each adversarial image.
+in channels_last where it can, its weights need no gradient, and it can run in bf16 or compiled. What it says decides
+nothing: the original has the last word on each adversarial image.
 """
 
 from __future__ import annotations
@@ -16,10 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from timm_robust.errors import UserError, unknown
+from timm_robust.evaluation.fast.verdict import full_float32
 
 PRECISIONS = ("fp32", "bf16")
 TOLERANCE = 1e-4
-"""Largest difference between the logits of folded copy and original, relative to the largest logit."""
+"""Largest difference between the logits of copy and original, relative to the largest logit."""
+LAYOUTS = (torch.channels_last, torch.contiguous_format)
+"""What is tried in turn: a model that takes views of its feature maps fails in the first."""
 
 
 class Network:
@@ -33,11 +36,12 @@ class Network:
         full: size of a full batch.
 
     Raises:
-        UserError: unknown precision, or a model that cannot be copied.
+        UserError: unknown precision, or a model that cannot be copied, or whose copy computes something else.
 
     Attributes:
         device: of the model.
         folded: how many BatchNorm layers are folded.
+        memory_format: of images and weights.
         frozen: the copy as a graph for passes without gradients, on a CPU in fp32 where that can be.
     """
 
@@ -48,20 +52,26 @@ class Network:
             raise unknown("precision", precision, PRECISIONS)
         parameter = next(model.parameters(), None)
         self.device = sample.device if parameter is None else parameter.device
-        self.dtype = torch.float32 if parameter is None else parameter.dtype
+        # of the images: half a precision would lose an attack's small steps, whatever the weights have
+        self.dtype = torch.float64 if parameter is not None and parameter.dtype == torch.float64 else torch.float32
         self.precision, self.full = precision, full
         sample = sample.to(self.device, self.dtype)
-        self.module, self.folded = _fastest(model, sample)
+        self.module, self.folded, self.memory_format = _fastest(model, sample)
         self.compiled: Any = torch.compile(self.module, dynamic=False) if compile and full else None
         self.frozen = _frozen(self.module, sample) if self.device.type == "cpu" and precision == "fp32" else None
 
     def layout(self, images: Tensor) -> Tensor:
         """Images where and how the network wants them."""
-        return images.to(self.device, self.dtype).contiguous(memory_format=torch.channels_last)
+        return images.to(self.device, self.dtype).contiguous(memory_format=self.memory_format)
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """Logits [B, K], in the precision of the images; with a graph where gradients are on."""
-        run = self.compiled if self.compiled is not None and len(images) == self.full else self.module
+    def __call__(self, images: Tensor, *, compiled: bool = True) -> Tensor:
+        """Logits [B, K], in the precision of the images; with a graph where gradients are on.
+
+        Args:
+            compiled: run the compiled copy where there is one.
+        """
+        images = images.contiguous(memory_format=self.memory_format)
+        run = self.compiled if compiled and self.compiled is not None and len(images) == self.full else self.module
         half = self.precision == "bf16"
         with torch.autocast(self.device.type, torch.bfloat16) if half else nullcontext():
             logits = run(images)
@@ -70,23 +80,37 @@ class Network:
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
         """Logits [B, K] without a graph."""
-        return self(images) if self.frozen is None else self.frozen(images).to(images.dtype)
+        if self.frozen is None:
+            return self(images)
+        return self.frozen(images.contiguous(memory_format=self.memory_format)).to(images.dtype)
 
 
 @torch.no_grad()
-def _fastest(model: nn.Module, sample: Tensor) -> tuple[nn.Module, int]:
-    """The copy, folded where that leaves the logits as they are."""
-    wanted = model(sample)
-    if not wanted.isfinite().all():
-        raise UserError("the model's logits are not finite on the first images: it cannot be attacked")
-    scale = wanted.abs().max().clamp(min=1e-6)
-    for convolutions in ("all", "plain", "none"):  # one that does more with its weight than to convolve may not fold
-        candidate = _copy(model)
-        count = _fold(candidate, sample, plain=convolutions == "plain") if convolutions != "none" else 0
-        candidate = candidate.to(memory_format=torch.channels_last)
-        if (candidate(sample) - wanted).abs().max() <= TOLERANCE * scale:
-            return candidate, count
-    return _copy(model), 0
+def _fastest(model: nn.Module, sample: Tensor) -> tuple[nn.Module, int, torch.memory_format]:
+    """The copy, folded and laid out as far as that leaves the logits as they are."""
+    with full_float32():
+        wanted = model(sample)
+        if not wanted.isfinite().all():
+            raise UserError("the model's logits are not finite on the first images: it cannot be attacked")
+        allowed = TOLERANCE * wanted.abs().max().clamp(min=1e-6)
+        for layout in LAYOUTS:
+            images = sample.contiguous(memory_format=layout)
+            for convolutions in ("all", "plain", "none"):  # one that does more than to convolve may not fold
+                candidate = _copy(model)
+                try:
+                    count = _fold(candidate, sample, plain=convolutions == "plain") if convolutions != "none" else 0
+                    candidate = candidate.to(memory_format=layout)
+                    apart = (candidate(images) - wanted).abs().max()
+                except torch.OutOfMemoryError:
+                    raise
+                except RuntimeError:
+                    continue
+                if apart <= allowed:
+                    return candidate, count, layout
+    raise UserError(
+        f"the fast mode needs a copy of the model, and that of {type(model).__name__} gives other logits: use the "
+        "reference mode"
+    )
 
 
 @torch.no_grad()

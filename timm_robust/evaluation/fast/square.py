@@ -78,7 +78,7 @@ class Square:
         else:
             tiles = self.windows.tiles(first, clean)
             x = (clean + problem.threat.eps * tiles / (norms(tiles, "L2") + 1e-12)).clamp(0, 1)
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = x.contiguous(memory_format=problem.network.memory_format)
         query = torch.full((n,), -1, dtype=torch.long, device=clean.device)
         margin = torch.full((n,), float("inf"), dtype=clean.dtype, device=clean.device)
         return SquareState(**shared, point=x, keys=keys, query=query, x=x, best=x, margin=margin)

@@ -65,22 +65,28 @@ class Judge:
 @contextlib.contextmanager
 def full_float32() -> Iterator[None]:
     """Convolutions and matrix products in float32 and not TF32, which a GPU uses for convolutions unless told."""
-    convolutions: Any = torch.backends.cudnn
-    places = (convolutions, torch.backends.cuda.matmul)
-    name = "allow_tf32"
-    off: bool | str = False
+    backends: Any = torch.backends
+    # torch keeps these settings under old names and, since 2.9, under new ones too; it wants the two to agree
+    old, cuda, cpu = [backends.cudnn, backends.cuda.matmul], [], []
+    if hasattr(backends.cuda.matmul, "fp32_precision"):
+        cuda = [backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul]
+        cpu = [backends.mkldnn.conv, backends.mkldnn.matmul]
+    precisions = [place.fp32_precision for place in (*cuda, *cpu)]
     try:
-        before: list[Any] = [place.allow_tf32 for place in places]
-    except RuntimeError:  # the process has set it by the new names, which do not mix with the old ones
-        places, name, off = (convolutions.conv, torch.backends.cuda.matmul), "fp32_precision", "ieee"
-        before = [place.fp32_precision for place in places]
+        allowed = [place.allow_tf32 for place in old]
+    except RuntimeError:  # set by the new names, after which the old ones cannot be read
+        old, allowed = [], []
     try:
-        for place in places:
-            setattr(place, name, off)
+        for place in old:
+            place.allow_tf32 = False
+        for place in cpu if old else (*cuda, *cpu):
+            place.fp32_precision = "ieee"
         yield
     finally:
-        for place, value in zip(places, before, strict=True):
-            setattr(place, name, value)
+        for place, value in zip(old, allowed, strict=True):
+            place.allow_tf32 = value
+        for place, value in zip((*cuda, *cpu), precisions, strict=True):
+            place.fp32_precision = value
 
 
 def projected(points: Tensor, clean: Tensor, threat: Threat) -> Tensor:
