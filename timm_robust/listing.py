@@ -31,7 +31,7 @@ def methods(name: str | None, as_json: bool) -> None:
     _explain(provided, describe(manager.load_config(name)), "-o NAME=VALUE or method_args={NAME: VALUE}", as_json)
     if provided.spec.recommends and not as_json:
         told = ", ".join(f"{key}={value}" for key, value in provided.spec.recommends.items())
-        print(f"recommends {told}; your own settings win")
+        print(f"recommends {told}; over any recipe, but your own --epochs, --lr, --activation and --set win")
 
 
 def modifiers(name: str | None, as_json: bool) -> None:

@@ -118,6 +118,7 @@ def main() -> None:
         "epochs": EPOCHS,
         "hardware": hardware(),
         "versions": versions(),
+        "options": {method: {**ATTACK, **METHODS[method]} for method in found},
         "methods": found,
     }
     target.write_text(json.dumps(record, indent=1) + "\n")

@@ -40,7 +40,7 @@ def evaluate(
     eps: Annotated[Optional[str], typer.Option(help="Radius such as 8/255. [default: that of the training]")] = None,
     norm: Annotated[Optional[str], typer.Option(help="Linf, L2 or L1. [default: that of the training]")] = None,
     data_dir: Annotated[Optional[str], typer.Option(help="Root folder of timm data sets.")] = None,
-    download: Annotated[bool, typer.Option("--download", help="Let timm data sets be fetched.")] = False,
+    download: Annotated[bool, typer.Option("--download", help="Let data sets and zoo weights be fetched.")] = False,
     device: Annotated[Optional[str], typer.Option(help="cpu stays off a GPU.")] = None,
     json_: Annotated[Optional[Path], typer.Option("--json", help="Write the record here.")] = None,
     resume: Annotated[

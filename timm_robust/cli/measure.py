@@ -20,7 +20,7 @@ BatchSize = Annotated[int, typer.Option(help="Images at once.")]
 Seed = Annotated[int, typer.Option(help="Of every random draw.")]
 Eps = Annotated[Optional[str], typer.Option(help="Radius such as 8/255. [default: that of the training]")]
 Norm = Annotated[Optional[str], typer.Option(help="Linf, L2 or L1. [default: that of the training]")]
-Download = Annotated[bool, typer.Option("--download", help="Let timm data sets be fetched.")]
+Download = Annotated[bool, typer.Option("--download", help="Let data sets and zoo weights be fetched.")]
 Json = Annotated[Optional[Path], typer.Option("--json", help="Write the record here.")]
 
 
