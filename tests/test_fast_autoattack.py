@@ -699,6 +699,45 @@ def test_progress_counts_jobs(net, digits, short):
     assert all(done == of for done, of in last.values()) and last["apgd-t"][1] % 9 == 0
 
 
+class Coarse(Network):
+    """A crafting copy in bf16 whose logits come in large steps, so that it misses what falls by a hair."""
+
+    def __call__(self, images, **settings):
+        logits = super().__call__(images, **settings)
+        return logits if self.precision == "fp32" else logits + ((logits / 4).round() * 4 - logits).detach()
+
+    def logits(self, images):
+        return self(images).detach()
+
+
+def test_what_comes_close_in_bf16_runs_once_more_in_float32(net, digits, short, monkeypatch):
+    images, targets = digits
+    threat = Threat("Linf", 0.06, "0.06")
+    exact = run_fast(net, images, targets, threat, skip=("fab-t", "square"))
+    monkeypatch.setattr(run, "Network", Coarse)
+    saves = []
+    coarse = run_fast(
+        net, images, targets, threat, precision="bf16", skip=("fab-t", "square"), save=lambda s: saves.append(s)
+    )
+    monkeypatch.setattr(apgd, "CLOSE", -math.inf)  # nothing is close
+    missed = run_fast(net, images, targets, threat, precision="bf16", skip=("fab-t", "square"))
+    assert exact.robust.sum() <= coarse.robust.sum() < missed.robust.sum()
+    assert not (saves[-1]["close"] & coarse.robust[:, None]).any()
+
+
+def test_what_was_close_is_kept_by_a_state(net, digits, short, monkeypatch):
+    monkeypatch.setattr(run, "Network", Coarse)
+    monkeypatch.setattr(run, "SECONDS_BETWEEN_SAVES", 0)
+    images, targets = digits
+    settings = {"threat": Threat("Linf", 0.06, "0.06"), "precision": "bf16", "skip": ("apgd-ce", "fab-t", "square")}
+    saves = []
+    whole = run_fast(net, images, targets, **settings, batch_size=8, save=lambda s: saves.append(copy.deepcopy(s)))
+    between = [s for s in saves if s["attack"] == "apgd-t" and s["close"].any()]
+    assert any(s["ended"][s["fell_to"] < 0].all() for s in between), "killed in the second pass"
+    for state in between[:: max(len(between) // 5, 1)]:
+        assert torch.equal(run_fast(net, images, targets, **settings, resume=state).robust, whole.robust)
+
+
 def test_a_process_without_images_has_nothing_to_say(net, digits, short):
     images, targets = digits
     result = run_fast(net, images[:0], targets[:0], LINF)

@@ -20,6 +20,8 @@ STEPS = 100
 MOMENTUM = 0.75
 RHO = 0.75
 """A step shorter than before is taken where the loss rose in at most this share of the steps since the last check."""
+CLOSE = 0.05
+"""How near the boundary, in units of the DLR loss or of the label's probability, bf16 may miss what float32 finds."""
 
 
 def checkpoints(steps: int) -> list[int]:
@@ -147,6 +149,12 @@ class APGD:
             state.x_old = x
             state.at = state.at + 1
             state.done = (state.at > self.steps).to(device)
+
+    def close(self, state: APGDState) -> Tensor:
+        """Whether the best point of each lane came close to the boundary, bool [B]."""
+        if self.loss == "ce":
+            return (-state.best_loss).exp() < 0.5 + CLOSE
+        return state.best_loss > -CLOSE
 
     def _remember(self, state: APGDState, loss: Tensor, grad: Tensor, first: Tensor) -> None:
         better = loss > state.best_loss

@@ -15,6 +15,9 @@ from timm_robust.evaluation.fast.network import PRECISIONS
 from timm_robust.evaluation.fast.run import run_fast
 from timm_robust.threat import Threat
 
+JOBS = ("ended", "close")
+"""What a state has for each job, bool [N, jobs]."""
+
 
 @dataclass(frozen=True)
 class FastMode:
@@ -91,10 +94,12 @@ def fast_entry(
 
 
 def _plain(state: Mapping[str, Any]) -> dict[str, Any]:
-    ended = ["".join("01"[done] for done in row) for row in state["ended"].int().tolist()]
-    return {**state, "fell_to": state["fell_to"].tolist(), "ended": ended}
+    marks = {name: ["".join("01"[mark] for mark in row) for row in state[name].int().tolist()] for name in JOBS}
+    return {**state, "fell_to": state["fell_to"].tolist(), **marks}
 
 
 def _tensors(values: Mapping[str, Any]) -> dict[str, Any]:
-    ended = torch.tensor([[mark == "1" for mark in row] for row in values["ended"]], dtype=torch.bool)
-    return {**values, "fell_to": torch.tensor(values["fell_to"]), "ended": ended}
+    marks = {
+        name: torch.tensor([[mark == "1" for mark in row] for row in values[name]], dtype=torch.bool) for name in JOBS
+    }
+    return {**values, "fell_to": torch.tensor(values["fell_to"]), **marks}

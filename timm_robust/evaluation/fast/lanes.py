@@ -135,6 +135,7 @@ def sweep(
     lanes: int,
     look_every: int = 1,
     tick: Callable[[], None] | None = None,
+    note: Callable[[Any, Tensor], None] | None = None,
 ) -> None:
     """Runs all jobs of a queue; the queue's `stands` and `ended` hold the outcome.
 
@@ -145,6 +146,7 @@ def sweep(
         lanes: size of the batch.
         look_every: steps between looks at what is hit or done; a look waits for a GPU.
         tick: called after each look.
+        note: told the state and which of its lanes, bool [B] on the CPU, are over, before those are forgotten.
     """
     state: Any = _more(attack, queue, None, lanes)
     steps = 0
@@ -159,6 +161,8 @@ def sweep(
             queue.stands[state.rows[hit[fell]]] = False
             state.hit = torch.zeros_like(state.hit)  # those that were not confirmed go on
         done = state.done.cpu()
+        if note and done.any():
+            note(state, done)
         queue.ended[state.rows[done], state.jobs[done]] = True
         stays = ~done & queue.stands[state.rows]
         if not stays.all():
