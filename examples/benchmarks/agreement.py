@@ -4,10 +4,10 @@
 
 Two networks, ResNet-18 with layers [1,1,1,1] and channels [8,8,16,16] so that a CPU can do it: a robust one (N-FGSM at
 8/255, 8 epochs) at 8/255 and 16/255, and a weak one (standard training, 4 epochs) at 8/255 and at 2/255, where attacks
-have work to do on it. Each is measured on the first n test images by both modes with each seed. How many verdicts of
-the reference differ between two of its own seeds says what to expect. Networks and verdicts lie in --output; a killed
-run goes on by the same line. The record, written after each case into examples/results/ unless --no-record is given,
-has those that are done. Hours of one core for all; the first case takes about half an hour beside another run.
+have work to do on it. Each is measured on the first n test images with each seed by the reference and by the fast mode,
+crafting in float32 and in bfloat16. How many verdicts of the reference differ between two of its own seeds says what to
+expect. Networks and verdicts lie in --output; a killed run goes on by the same line. The record, written after each
+case into examples/results/ unless --no-record is given, has those that are done. Hours of one core for all.
 """
 
 from __future__ import annotations
@@ -29,6 +29,11 @@ NETWORKS = {"robust": ("n-fgsm", 8), "weak": ("standard", 4)}
 """Method and epochs."""
 CASES = (("robust", "16/255"), ("weak", "8/255"), ("weak", "2/255"), ("robust", "8/255"))
 """The quickest first: what costs is images that stand."""
+MODES: dict[str, dict[str, Any]] = {
+    "reference": {},
+    "fast": {"fast": True},
+    "fast-bf16": {"fast": True, "precision": "bf16"},
+}
 
 
 def network(name: str, data: str, output: Path) -> Path:
@@ -48,14 +53,13 @@ def network(name: str, data: str, output: Path) -> Path:
     return folder
 
 
-def verdicts(checkpoint: Path, data: str, eps: str, seed: int, fast: bool, arguments: argparse.Namespace) -> Any:
+def verdicts(checkpoint: Path, data: str, eps: str, seed: int, mode: str, arguments: argparse.Namespace) -> Any:
     """AutoAttack's entry for one mode and seed, and the clean accuracy."""
-    mode = "fast" if fast else "reference"
     place = arguments.output / f"{checkpoint.name}-{eps.replace('/', '-')}-{mode}-{arguments.n}-seed{seed}.json"
     if not place.exists():
         timm_robust.evaluate(
-            checkpoint, data, attacks=["clean", "autoattack"], n_examples=arguments.n, eps=eps, seed=seed, fast=fast,
-            device=arguments.device, json=place, quiet=arguments.quiet,
+            checkpoint, data, attacks=["clean", "autoattack"], n_examples=arguments.n, eps=eps, seed=seed,
+            device=arguments.device, json=place, quiet=arguments.quiet, **MODES[mode],
         )  # fmt: skip
     record = json.loads(place.read_text())
     return record["attacks"]["autoattack"], record["clean_accuracy"]
@@ -78,21 +82,21 @@ def main() -> None:
     found = []
     for name, eps in CASES:
         checkpoint = network(name, arguments.data, arguments.output)
-        modes: dict[str, list[dict[str, Any]]] = {"reference": [], "fast": []}
+        modes: dict[str, list[dict[str, Any]]] = {mode: [] for mode in MODES}
         clean = 0.0
         for seed in arguments.seeds:
             for mode, entries in modes.items():
-                entry, clean = verdicts(checkpoint, arguments.data, eps, seed, mode == "fast", arguments)
+                entry, clean = verdicts(checkpoint, arguments.data, eps, seed, mode, arguments)
                 entries.append(entry)
-            accuracy = {mode: entries[-1]["robust_accuracy"] for mode, entries in modes.items()}
-            count = differ(modes["reference"][-1], modes["fast"][-1])
+            told = ", ".join(f"{mode} {entries[-1]['robust_accuracy']:.2%}" for mode, entries in modes.items())
+            counts = [str(differ(modes["reference"][-1], modes[mode][-1])) for mode in MODES if mode != "reference"]
             print(
-                f"{name} at {eps}, seed {seed}: reference {accuracy['reference']:.2%}, fast {accuracy['fast']:.2%}, "
-                f"{count} of {arguments.n} verdicts differ",
+                f"{name} at {eps}, seed {seed}: {told}; {' and '.join(counts)} of {arguments.n} verdicts differ from "
+                "the reference's",
                 flush=True,
             )
-        pairs = list(zip(modes["reference"], modes["fast"], strict=True))
-        among = itertools.combinations(modes["reference"], 2)
+        pairs = {mode: list(zip(modes["reference"], entries, strict=True)) for mode, entries in modes.items()}
+        pairs["reference"] = list(itertools.combinations(modes["reference"], 2))  # between its own seeds
         method, epochs = NETWORKS[name]
         found.append(
             {
@@ -101,9 +105,10 @@ def main() -> None:
                 "epochs": epochs,
                 "eps": eps,
                 "clean_accuracy": clean,
-                **{mode: [entry["robust_accuracy"] for entry in entries] for mode, entries in modes.items()},
-                "verdicts_differ": [differ(*pair) for pair in pairs],
-                "verdicts_differ_among_reference_seeds": [differ(*pair) for pair in among],
+                "robust_accuracy": {
+                    mode: [entry["robust_accuracy"] for entry in entries] for mode, entries in modes.items()
+                },
+                "verdicts_differ": {mode: [differ(*pair) for pair in pairs[mode]] for mode in MODES},
                 "seconds": {mode: [entry["seconds"] for entry in entries] for mode, entries in modes.items()},
             }
         )
@@ -125,8 +130,8 @@ def write(arguments: argparse.Namespace, found: list[dict[str, Any]]) -> None:
         "implementation": implementation_version(),
         "hardware": hardware(),
         "versions": versions(),
-        "unit": "accuracies in [0, 1] and verdicts that differ, by seed (among reference seeds: by pair); seconds are "
-        "of runs beside others",
+        "unit": "accuracies in [0, 1], verdicts that differ from the reference's (of the reference: between pairs of "
+        "its seeds), and seconds of runs beside others; by mode and seed",
         "cases": found,
     }
     target = RESULTS / f"{record['name']}.json"

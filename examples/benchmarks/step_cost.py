@@ -166,10 +166,10 @@ def steps(arguments: argparse.Namespace, k: int) -> dict[str, Callable[[], None]
     }
 
 
-def measure(ways: dict[str, Callable[[], None]], repeats: int, device: str) -> dict[str, float]:
+def measure(ways: dict[str, Callable[[], None]], repeats: int, device: str) -> tuple[dict[str, float], dict[str, Any]]:
     """Seconds of each way, taking turns: its median ratio to the floor of the same round, times the median floor.
 
-    A machine whose speed drifts changes a round's times together, and not their ratios.
+    A machine whose speed drifts changes a round's times together, and not their ratios; second is the range of those.
     """
     times: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(repeats + 2):
@@ -183,10 +183,9 @@ def measure(ways: dict[str, Callable[[], None]], repeats: int, device: str) -> d
             if number >= 2:  # two rounds of warm-up
                 times[name].append(time.perf_counter() - started)
     floors = times["floor"]
-    return {
-        name: statistics.median(floors) * statistics.median(map(operator.truediv, values, floors))
-        for name, values in times.items()
-    }
+    ratios = {name: sorted(map(operator.truediv, values, floors)) for name, values in times.items()}
+    seconds = {name: statistics.median(floors) * statistics.median(values) for name, values in ratios.items()}
+    return seconds, {name: [round(values[0], 3), round(values[-1], 3)] for name, values in ratios.items()}
 
 
 def main() -> None:
@@ -209,18 +208,23 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         "hardware": hardware(),
         "versions": versions(),
-        "unit": "median seconds of one step, by k and way",
+        "unit": "median seconds of one step, by k and way; least and largest ratio to the floor of the same round",
+        "repeats": arguments.repeats,
         "k": {},
+        "ratios": {},
     }
     network = (
         f"{arguments.model}{' (small)' if arguments.small else ''}, batch {arguments.batch_size}, {arguments.precision}"
     )
     print(f"{network}, {record['hardware']}")
     for k in arguments.k:
-        medians = measure(steps(arguments, k), arguments.repeats, arguments.device)
-        record["k"][k] = medians
+        medians, ratios = measure(steps(arguments, k), arguments.repeats, arguments.device)
+        record["k"][k], record["ratios"][k] = medians, ratios
         for name, seconds in medians.items():
-            print(f"k = {k:<3} {name:<28} {1000 * seconds:9.1f} ms   {seconds / medians['floor']:.2f} x floor")
+            between = " to ".join(f"{ratio:.2f}" for ratio in ratios[name])
+            print(
+                f"k = {k:<3} {name:<28} {1000 * seconds:9.1f} ms   {seconds / medians['floor']:.2f} x floor ({between})"
+            )
     if arguments.json:
         arguments.json.write_text(json.dumps(record, indent=1, default=str) + "\n")
 

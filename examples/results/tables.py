@@ -92,7 +92,12 @@ def trained(method: str) -> str:
         for r in found
     ]
     header = ["network", "data, threat", "epochs", "clean", "PGD-10", "AutoAttack", "s / epoch", "record"]
-    commands = "\n".join(f"    {r['command']}" for r in found)
+    lines = [r["command"] for r in found]
+    for r in found:  # fewer images than `train` itself would measure, or more
+        n = r["attacks"].get("autoattack", {}).get("n_examples", r["n_examples"])
+        if n != r["n_examples"]:
+            lines.append(f"timm-robust evaluate RUN --attack autoattack --n-examples {n}")
+    commands = "\n".join(f"    {line}" for line in dict.fromkeys(lines))
     machine = "; ".join(sorted({f"{r['hardware']}, seed {r['seed']}, {r['date']}" for r in found}))
     notes = "".join(f" `{r['name']}`: {r['note']}." for r in found if r.get("note"))
     where = f"Measured on the test split, best checkpoint; {machine}.{notes} Commands:"
@@ -134,10 +139,11 @@ def overfitting(method: str) -> str:
     for run in r["methods"][method]:
         best, last = (percent(run["test"][which]["pgd-10-1"]) for which in ("best", "last"))
         rows.append([str(run["seed"]), f"{run['best_epoch']} of {r['epochs']}", best, last, f"{100 * run['gap']:.1f}"])
+    options = " ".join(f"{name}={value}" for name, value in r["options"][method].items())
     where = (
         f"Where robust overfitting would show: the small network on {r['training_images']} CIFAR-10 images at "
-        f"{r['eps']}; PGD-10 on {r['test_images']} test images; {r['hardware']}, {r['date']} "
-        "(`examples/cifar10/overfitting.py`):"
+        f"{r['eps']}, in short runs with settings of their own ({options}; AdamW, no augmentation); PGD-10 on "
+        f"{r['test_images']} test images; {r['hardware']}, {r['date']} (`examples/cifar10/overfitting.py`):"
     )
     header = ["seed", "best epoch", "best weights", "last weights", "gap, points"]
     return f"{where}\n\n{table(header, rows)}\n\n![robust accuracy by epoch]({RESULTS}/{r['name']}.svg)"
@@ -219,7 +225,7 @@ def self_supervised(method: str) -> str:
 def cost(name: str) -> str:
     """What a training step costs beside the floor of as many attack steps, alone or with a modifier."""
     told = [
-        f"{seconds / ways['floor']:.2f} times the floor of {k} attack step{'s' * (k != '1')} "
+        f"{seconds / ways['floor']:.2f} times the floor of {k} attack step{'s' * (k != '1')}{_rounds(r, k, way)} "
         f"({way.removeprefix('timm-robust ').replace('+', ' with ')}, `{r['name']}`)"
         for r in records()
         if r["name"].startswith("step-cost")
@@ -229,6 +235,14 @@ def cost(name: str) -> str:
     ]
     notes = [f" `{r['name']}`: {r['note']}." for r in records() if r.get("note") and f"`{r['name']}`" in "".join(told)]
     return f"A training step costs {'; '.join(told)}.{''.join(notes)}" if told else ""
+
+
+def _rounds(record: dict[str, Any], k: str, way: str) -> str:
+    """The range of the ratios over the rounds, where a record has it."""
+    if "ratios" not in record:
+        return ""
+    low, high = record["ratios"][k][way]
+    return f", {low:.2f} to {high:.2f} in its {record['repeats']} rounds"
 
 
 def methods() -> str:
@@ -271,7 +285,9 @@ def step_cost() -> str:
         if not record["name"].startswith("step-cost") or "--methods" in record["command"]:
             continue  # what a user named stands in the cards
         for k, ways in record["k"].items():
-            rows += [[f"`{record['name']}`", k, way, f"{seconds / ways['floor']:.2f}"] for way, seconds in ways.items()]
+            for way, seconds in ways.items():
+                between = " to ".join(f"{ratio:.2f}" for ratio in record.get("ratios", {}).get(k, {}).get(way, []))
+                rows.append([f"`{record['name']}`", k, way, f"{seconds / ways['floor']:.2f}", between])
         notes.append(f"`{record['name']}`: {record['hardware']}, {record['date']}; {record.get('note') or 'no note'}.")
     notes += [
         f"`{r['name']}`: an epoch of fgsm-rs on {r['images']} CIFAR-10 images takes {r['ratio']:.2f} times as long as "
@@ -279,7 +295,10 @@ def step_cost() -> str:
         for r in records()
         if r["name"].startswith("epoch-beside")
     ]
-    return table(["record", "attack steps", "way", "x floor"], rows) + "\n\n" + "\n".join(notes)
+    header = ["record", "attack steps", "way", "x floor", "in single rounds"]
+    if not any(row[-1] for row in rows):  # records from before they were kept
+        header, rows = header[:-1], [row[:-1] for row in rows]
+    return table(header, rows) + "\n\n" + "\n".join(notes)
 
 
 def composition() -> str:
@@ -341,18 +360,19 @@ def agreement() -> str:
     rows, notes = [], []
     for r in found:
         for case in r["cases"]:
-            means = [statistics.mean(case[mode]) for mode in ("reference", "fast")]
-            by_seed = [" ".join(f"{100 * share:.1f}" for share in case[mode]) for mode in ("reference", "fast")]
-            rows.append(
-                [
-                    f"{case['network']} ({case['method']}), {case['eps']}",
-                    percent(case["clean_accuracy"]),
-                    *by_seed,
-                    f"{100 * (means[1] - means[0]):+.2f}",
-                    " ".join(map(str, case["verdicts_differ"])),
-                    " ".join(map(str, case["verdicts_differ_among_reference_seeds"])),
-                ]
-            )
+            for mode, shares in case["robust_accuracy"].items():
+                ours = mode != "reference"
+                apart = statistics.mean(shares) - statistics.mean(case["robust_accuracy"]["reference"])
+                counts = " ".join(map(str, case["verdicts_differ"][mode]))
+                rows.append(
+                    [
+                        f"{case['network']} ({case['method']}), {case['eps']}",
+                        mode,
+                        " ".join(f"{100 * share:.1f}" for share in shares),
+                        f"{100 * apart:+.2f}" if ours else "",
+                        counts if ours else f"{counts} between its own seeds",
+                    ]
+                )
         seeds = ", ".join(map(str, r["seeds"]))
         notes.append(
             f"`{r['name']}`: {r['n_examples']} test images of CIFAR-10, seeds {seeds}, {r['implementation']}, "
@@ -360,8 +380,8 @@ def agreement() -> str:
         )
     if not rows:
         return "Not measured."
-    header = ["network", "clean", "reference, %", "fast mode, %", "difference of means, points"]
-    header += [f"verdicts that differ, of {found[0]['n_examples']}", "among the reference's own seeds"]
+    header = ["network", "mode", "robust accuracy by seed, %", "mean less the reference's, points"]
+    header += [f"verdicts that differ, of {found[0]['n_examples']}"]
     return table(header, rows) + "\n\n" + "\n".join(notes)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from timm_robust.checkpoint import write_text
 from timm_robust.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 
 
 class EvaluationState:
