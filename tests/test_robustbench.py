@@ -206,7 +206,8 @@ def test_a_bundle_is_complete_and_its_model_loads(tmp_path, monkeypatch, name, s
     assert f"import {module}" in page and "--batch-size 250 --seed 0" in page
     log = (out / "log.txt").read_text()
     assert "initial accuracy: 54.30%" in log and "robust accuracy after APGD-T: 26.56% (total time 9.5 s)" in log
-    assert "/home/me" not in "".join(p.read_text() for p in out.rglob("*.*") if p.suffix != ".pt" and p.is_file())
+    texts = [path for path in out.rglob("*.*") if path.suffix not in (".pt", ".pyc") and path.is_file()]
+    assert "/home/me" not in "".join(path.read_text() for path in texts)
     assert [word for word in bundle.todo if "TODO" in word or "title" in word] == [] and not bundle.draft
     # again, for the same model
     write_bundle(run, evaluation(), out, model_id=name, paper=paper)
