@@ -160,7 +160,7 @@ def test_a_run_that_fails_keeps_the_others(compare_small, tmp_path, monkeypatch)
         (["fgsm"], {"seeds": [-1]}, "seed -1 is out of range"),
         (["fgsm"], {"seeds": ["a"]}, "seed 'a' is out of range"),
         (["fgsm", "trades"], {"method_args": {"trades": {"betta": 3}}}, "unknown option 'betta'"),
-        (["fgsm"], {"method_args": {"trades": {"beta": 3}}}, "unknown method 'trades'.*not compared"),
+        (["fgsm"], {"method_args": {"trades": {"beta": 3}}}, "unknown method or modifier 'trades'.*not compared"),
         (["fgsm+swap"], {}, "unknown modifier 'swap': did you mean swa"),
         (["fgsm+awp+awp"], {}, "modifier 'awp' twice"),
         (["fgsm+awp"], {"method_args": {"awp": {"gama": 3}}}, "unknown option 'gama'"),

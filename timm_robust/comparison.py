@@ -250,7 +250,7 @@ def _check(
     manager = get_manager()
     for name in options:
         if name not in (plugins := _plugins(methods)):
-            raise unknown("method", name, plugins, hint="its options are given, but it is not compared")
+            raise unknown("method or modifier", name, plugins, hint="its options are given, but it is not compared")
     norm = make_threat(settings.get("norm", "Linf"), settings.get("eps"), image_size=32).norm
     for entry in methods:
         name, modifiers = _parts(entry)

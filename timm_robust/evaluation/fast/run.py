@@ -14,7 +14,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -120,15 +120,15 @@ def run_fast(
     network = Network(model, images[:8], precision=precision, compile=compile, full=judge.batch_size)
     numbers = torch.arange(len(images)) if indices is None else indices.cpu()
     problem = Problem(network, images, targets, numbers, logits.argsort(1, descending=True), threat, seed)
-    exact = problem if precision == "fp32" else replace(problem, network=Network(model, images[:8]))
+    exact = None if precision == "fp32" else replace(problem, network=Network(model, images[:8]))
     strongest = "apgd-t" if "apgd-t" in names else "apgd-ce"
     for place, name in enumerate(names, 1):
         if name in at.finished:
             continue
         attack = _attack(name, problem, version, n_targets)
-        again = _attack(name, exact, version, n_targets) if name == strongest and exact is not problem else None
+        again = cast(APGD, _attack(name, exact, version, n_targets)) if exact and name == strongest else None
         lanes = _cpu_lanes(attack, int(at.stands.sum()), batch_size) if on_cpu else batch_size
-        _run(name, place, attack, again if isinstance(again, APGD) else None, judge, at, lanes, on_progress, save)
+        _run(name, place, attack, again, judge, at, lanes, on_progress, save)
     after = {
         name: ((at.fell_to < 0) | (at.fell_to > place)).double().mean().item() for place, name in enumerate(names, 1)
     }
