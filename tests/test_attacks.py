@@ -314,3 +314,17 @@ def test_extra_steps_keep_the_batchnorm_policy(small_model, images, targets, bn,
 def test_mistakes_are_named(small_model, images, targets, call, message):
     with pytest.raises(UserError, match=message):
         call(Attacker(small_model, LINF), images, targets)
+
+
+def test_the_start_of_ffgsm_is_one_uniform_draw(small_model, images, targets):
+    """One signed step from it, in float64 by hand; torchattacks draws a normal tensor first, for nothing."""
+    small_model.eval()
+    torch.manual_seed(3)
+    adversarial = Attacker(small_model, LINF)(images, targets, "ffgsm", alpha=1.25 * LINF.eps)
+    torch.manual_seed(3)
+    start = (images + torch.empty_like(images).uniform_(-LINF.eps, LINF.eps)).clamp(0, 1).requires_grad_(True)
+    loss = nn.functional.cross_entropy(small_model(start), targets)
+    sign = torch.autograd.grad(loss, start)[0].sign().double()
+    moved = start.detach().double() + 1.25 * LINF.eps * sign
+    expected = torch.minimum(torch.maximum(moved, images.double() - LINF.eps), images.double() + LINF.eps).clamp(0, 1)
+    torch.testing.assert_close(adversarial.double(), expected, atol=1e-6, rtol=0)

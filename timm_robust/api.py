@@ -21,6 +21,7 @@ from timm_robust.records import write_record
 from timm_robust.result import TrainResult
 from timm_robust.subject import best_device
 from timm_robust.threat import make_threat, parse_eps
+from timm_robust.utils.allocator import keep_freed_memory
 from timm_robust.versions import hardware, versions
 
 if TYPE_CHECKING:
@@ -151,6 +152,7 @@ def train(
     if precision not in PRECISIONS:
         raise unknown("precision", precision, PRECISIONS)
     test_attacks = [parse_measure(name).name for name in test_attacks]
+    keep_freed_memory(device or best_device())
     with display.reading() as progress:
         bundle = load_data(
             data,

@@ -150,7 +150,23 @@ class WorstCaseAPGD(torchattacks.APGD):
         return self.perturb(images.clone().detach(), labels.clone().detach(), best_loss=True)[1]
 
 
-_OWN_NAMES: dict[str, type[Attack]] = {"apgd": WorstCaseAPGD}
+class UniformStartFFGSM(torchattacks.FFGSM):
+    """FFGSM whose start is drawn once.
+
+    torchattacks draws a normal tensor first and overwrites it, which costs 4 % of a training step on a CPU.
+    """
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        if self.targeted:
+            return super().forward(images, labels)
+        start = torch.empty_like(images).uniform_(-self.eps, self.eps)
+        adversarial = (images + start).clamp_(0, 1).requires_grad_(True)
+        loss = nn.functional.cross_entropy(self.get_logits(adversarial), labels)
+        (gradient,) = torch.autograd.grad(loss, adversarial)
+        return signed_step(adversarial, gradient, images, alpha=self.alpha, eps=self.eps)
+
+
+_OWN_NAMES: dict[str, type[Attack]] = {"apgd": WorstCaseAPGD, "ffgsm": UniformStartFFGSM}
 
 
 def attack_names() -> list[str]:

@@ -26,6 +26,7 @@ from timm_robust.plugin import DistillerSpec, get_manager
 from timm_robust.plugin.options import parse_options, to_dict
 from timm_robust.progress import Display
 from timm_robust.threat import make_threat
+from timm_robust.utils.allocator import keep_freed_memory
 from timm_robust.versions import hardware, versions
 
 if TYPE_CHECKING:
@@ -145,6 +146,7 @@ def distill(
         if precision not in PRECISIONS:
             raise unknown("precision", precision, PRECISIONS)
         accelerator = make_accelerator(precision, device, [], folder.path)
+        keep_freed_memory(accelerator.device.type)
         display = display if accelerator.is_main_process else Display(quiet=True)
         network, card = open_observer(str(observer), image_size)
         size = network.record.image_size

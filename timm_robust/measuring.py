@@ -14,6 +14,7 @@ from timm_robust.paired import paired
 from timm_robust.progress import Display
 from timm_robust.records import kept_in, require_place, write_record
 from timm_robust.subject import Subject, best_device, open_subject
+from timm_robust.utils.allocator import keep_freed_memory
 from timm_robust.threat import Threat
 from timm_robust.versions import hardware, versions
 
@@ -228,6 +229,7 @@ def corruptions(
 
     require_place(json)
     card = read_card(checkpoint)
+    keep_freed_memory(device or best_device())
     model = load(checkpoint, device=device or best_device())
     with Display(quiet).measuring() as tell:
         found = corruption_accuracy(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from timm_robust.errors import UserError
 from timm_robust.threat import EVALUATION_NORMS, Threat, make_threat
+from timm_robust.utils.allocator import keep_freed_memory
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -127,6 +128,7 @@ def _network(
     from timm_robust.evaluation.processes import own_device
 
     where = device or own_device()
+    keep_freed_memory(where)
     if str(checkpoint).startswith(ZOO) and isinstance(checkpoint, str):
         from timm_robust.robustbench import load_zoo
 

@@ -39,6 +39,7 @@ from timm_robust.plugin.options import describe, parse_options
 from timm_robust.presets import make_recipe
 from timm_robust.progress import Display
 from timm_robust.threat import make_threat
+from timm_robust.utils.allocator import keep_freed_memory
 from timm_robust.versions import hardware, versions
 
 SMALL = {"layers": [1, 1, 1, 1], "channels": [16, 32, 64, 128]}
@@ -199,12 +200,15 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--system-allocator", action="store_true", help="return freed memory to the kernel")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    kept = not arguments.system_allocator and keep_freed_memory(arguments.device)  # all ways alike
     record: dict[str, Any] = {
         "name": arguments.json.stem if arguments.json else "",
         "command": f"python examples/benchmarks/step_cost.py {' '.join(sys.argv[1:])}",
         "date": datetime.date.today().isoformat(),
+        "freed memory kept": kept,
         "threads": torch.get_num_threads(),
         "hardware": hardware(),
         "versions": versions(),
