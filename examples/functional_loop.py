@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from timm_robust_plugins.trades.trades import trades_loss
 from torch import nn
 
-from timm_robust.attacks import Attacker
+from timm_robust.attacks.attacker import Attacker
 from timm_robust.data import as_tensors, load_data
 from timm_robust.threat import make_threat
 

@@ -14,7 +14,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
-from timm_robust.models import PixelModel, build_model
+from timm_robust.models.factory import build_model
+from timm_robust.models.pixel_model import PixelModel
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "examples/cifar10"
 

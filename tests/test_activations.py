@@ -10,7 +10,8 @@ import timm
 import torch
 from torch import nn
 
-from timm_robust.activations import (
+from timm_robust.errors import UserError
+from timm_robust.models.activations import (
     ACTIVATIONS,
     ScaledActivation,
     SmoothBackwardReLU,
@@ -21,8 +22,7 @@ from timm_robust.activations import (
     swap_activations,
     trace_nonsmooth,
 )
-from timm_robust.errors import UserError
-from timm_robust.stems import on_meta
+from timm_robust.models.stem import on_meta
 
 
 def made_on_meta(name: str) -> nn.Module:

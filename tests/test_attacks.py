@@ -8,7 +8,9 @@ import torchattacks
 from torch import nn
 from torchattacks.attack import Attack
 
-from timm_robust.attacks import Attacker, crafting, project
+from timm_robust.attacks.attack_mode import crafting
+from timm_robust.attacks.attacker import Attacker
+from timm_robust.attacks.steps import project
 from timm_robust.errors import UserError
 from timm_robust.threat import Threat, make_threat
 
@@ -125,7 +127,7 @@ def test_frozen_uses_batch_statistics(small_model, images):
 
 def test_stochastic_depth_follows_the_mode(images):
     """torchattacks finds modules by class name and misses timm's DropPath; the guard sets every module."""
-    from timm_robust.models import build_model
+    from timm_robust.models.factory import build_model
 
     model = build_model(
         "convnext_atto",

@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import timm_robust
-from timm_robust.checkpoint import load_state, write_atomically
 from timm_robust.errors import UserError
+from timm_robust.runs.checkpoint import load_state
+from timm_robust.utils.files import write_atomically
 
 from .conftest import SMALL
 

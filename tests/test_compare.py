@@ -14,8 +14,9 @@ import timm_robust
 from tests.conftest import SMALL
 from timm_robust import UserError
 from timm_robust.cli import by_method, main
-from timm_robust.report import Comparison, Run
+from timm_robust.report import Comparison
 from timm_robust.report.curves import curve, draw, first_collapse, spread_out
+from timm_robust.runs.finished import Run
 
 
 @pytest.fixture

@@ -12,10 +12,11 @@ import torch
 from safetensors.torch import load_file
 
 import timm_robust
-from timm_robust import checkpoint, snapshots
-from timm_robust.engine import Engine
 from timm_robust.errors import RunFailed, UserError
 from timm_robust.plugin import get_manager
+from timm_robust.runs import checkpoint
+from timm_robust.training import resume as snapshots
+from timm_robust.training.engine import Engine
 
 
 def weights(folder, name="last"):
@@ -156,7 +157,7 @@ def test_lost_weights_stop_the_run_though_the_loss_is_finite(train_small, monkey
             self.run.bare.model.layer4[0].conv1.weight[0, 0, 0, 0] = float("nan")
 
     monkeypatch.setattr(FGSMRS, "commit", lambda self, batch, perturbed, output: lose(self, 0))
-    monkeypatch.setattr("timm_robust.engine.require_finite_loss", lambda engine, total, step: None)
+    monkeypatch.setattr("timm_robust.training.engine.require_finite_loss", lambda engine, total, step: None)
     with pytest.raises(RunFailed, match="weight 'model.layer4.0.conv1.weight' is no longer finite after epoch 1"):
         train_small(epochs=1)
 
@@ -254,7 +255,7 @@ def test_tensorboard_on_request(train_small):
 
 
 def test_a_missing_extra_names_it(train_small, monkeypatch):
-    monkeypatch.setattr("timm_robust.accelerator.get_available_trackers", list)
+    monkeypatch.setattr("timm_robust.training.accelerator.get_available_trackers", list)
     with pytest.raises(
         UserError, match=r"needs tensorboard, which is not installed: pip install 'timm-robust\[tensorboard\]'"
     ):
@@ -299,7 +300,7 @@ def test_two_processes_agree(tmp_path, modifiers):
     script = tmp_path / "run.py"
     script.write_text(
         "import torch, timm_robust, sys\n"
-        "from timm_robust.engine import Engine\n"
+        "from timm_robust.training.engine import Engine\n"
         "seen = []\n"
         "import timm_robust_plugins.trades.trades as t\n"
         "original = t.TRADES.commit\n"

@@ -11,8 +11,8 @@ import pytest
 
 import timm_robust
 from timm_robust.errors import UserError
-from timm_robust.evaluation import processes
 from timm_robust.evaluation.fast import apgd, fab, square
+from timm_robust.utils import distributed as processes
 
 
 @pytest.fixture

@@ -17,8 +17,9 @@ from torch import nn
 
 import timm_robust
 from timm_robust.errors import UserError
-from timm_robust.evaluation import autoattack, evaluate_model, parse_measure, run_autoattack
-from timm_robust.evaluation.autoattack import STANDS, VERSIONS, attacks_for
+from timm_robust.evaluation import autoattack, evaluate_model
+from timm_robust.evaluation.attack_spec import parse_measure
+from timm_robust.evaluation.autoattack import STANDS, VERSIONS, attacks_for, run_autoattack
 from timm_robust.threat import Threat, make_threat
 
 THREAT = make_threat(image_size=8)
@@ -416,7 +417,7 @@ def test_a_full_disk_does_not_lose_what_was_measured(train_small, few_digits, tm
     def full(path, content):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("timm_robust.checkpoint.write_json", full)
+    monkeypatch.setattr("timm_robust.utils.files.write_json", full)
     result = timm_robust.evaluate(output, few_digits, attacks=["fgsm"], json=tmp_path / "record.json", quiet=True)
     assert len(result.attacks["fgsm"]["robust"]) == 100
     assert "could not be written" in capfd.readouterr().err

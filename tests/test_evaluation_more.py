@@ -16,7 +16,8 @@ from scipy import stats
 from torch import nn
 
 import timm_robust
-from timm_robust import measuring
+from timm_robust.api import analyze as measuring
+from timm_robust.api.inputs import open_subject
 from timm_robust.cli import spread
 from timm_robust.cli.app import app
 from timm_robust.data import as_tensors, load_data
@@ -28,7 +29,6 @@ from timm_robust.evaluation.masking import after_noise, check_masking, zero_grad
 from timm_robust.evaluation.statistics import clopper_pearson, mcnemar, newcombe, paired, wilson
 from timm_robust.evaluation.transfer import transfer
 from timm_robust.report.radii import draw_radii
-from timm_robust.subject import open_subject
 from timm_robust.threat import Threat
 
 LINF, L2, L1 = Threat("Linf", 4 / 255, "4/255"), Threat("L2", 0.3, "0.3"), Threat("L1", 2.0, "2")
@@ -332,7 +332,8 @@ def test_transfer_from_itself_is_the_attack_itself():
     model = network()
     images, targets = labelled(model)
     found = transfer(model, {"itself": model}, images, targets, LINF, attack="pgd-10-1", seed=2, batch_size=9)
-    from timm_robust.evaluation.accuracy import parse_measure, verdicts_of
+    from timm_robust.evaluation.accuracy import verdicts_of
+    from timm_robust.evaluation.attack_spec import parse_measure
 
     direct = verdicts_of(model, images, targets, LINF, parse_measure("pgd-10-1"), seed=2, batch_size=9)
     assert list(found.stands["itself"]) == direct.int().tolist()
@@ -370,7 +371,7 @@ def test_sources_that_do_not_fit():
 
 
 def test_image_sizes_of_checkpoints_must_agree(small_model):
-    from timm_robust.models import build_model
+    from timm_robust.models.factory import build_model
 
     other = build_model(
         "resnet18", num_classes=10, image_size=16, model_kwargs={"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]},

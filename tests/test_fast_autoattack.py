@@ -27,7 +27,7 @@ from timm_robust.evaluation.fast.lanes import Problem
 from timm_robust.evaluation.fast.network import Network
 from timm_robust.evaluation.fast.projections import project
 from timm_robust.evaluation.fast.verdict import Judge, allowed, projected
-from timm_robust.stems import CentreConv2d
+from timm_robust.models.stem import CentreConv2d
 from timm_robust.threat import Threat
 
 LINF, L2 = Threat("Linf", 1 / 32, "1/32"), Threat("L2", 0.25, "0.25")

@@ -11,16 +11,16 @@ from timm_robust_plugins.sat.sat import CoinStartPGD
 from timm_robust_plugins.trades.trades import trades_loss
 from torch import nn
 
-from timm_robust.attacks import Attacker
+from timm_robust.attacks.attacker import Attacker
 from timm_robust.defense import Defense
 from timm_robust.errors import UserError
-from timm_robust.models import build_model
-from timm_robust.optim import Schedule, build_optimizer
+from timm_robust.models.factory import build_model
 from timm_robust.plugin import get_manager
-from timm_robust.presets import PRESETS, make_recipe
-from timm_robust.recipe import Recipe
+from timm_robust.recipes.presets import PRESETS, make_recipe
+from timm_robust.recipes.recipe import Recipe
 from timm_robust.testing import Bench
 from timm_robust.threat import make_threat
+from timm_robust.training.optim import Schedule, build_optimizer
 
 from .conftest import SMALL
 

@@ -10,13 +10,14 @@ import torch
 from torch import nn
 
 import timm_robust
-from timm_robust.accelerator import FP16_GRADIENT_SCALE
-from timm_robust.attacks import Attacker
+from timm_robust.attacks.attacker import Attacker
 from timm_robust.data import load_data, make_eval_loader, make_train_loader
-from timm_robust.engine import Engine
-from timm_robust.evaluation import evaluate_model, run_autoattack
-from timm_robust.models import build_model
+from timm_robust.evaluation.autoattack import run_autoattack
+from timm_robust.evaluation.evaluate import evaluate_model
+from timm_robust.models.factory import build_model
 from timm_robust.threat import Threat, make_threat
+from timm_robust.training.accelerator import FP16_GRADIENT_SCALE
+from timm_robust.training.engine import Engine
 
 from .conftest import SMALL
 

@@ -39,8 +39,8 @@ configs += [get_manager().load_config(name, kind) for kind, names in kinds for n
     "code",
     [
         "import timm_robust",
-        "import timm_robust.recipe, timm_robust.threat",
-        "import timm_robust.comparison, timm_robust.distillation, timm_robust.report.page, timm_robust.cli",
+        "import timm_robust.recipes.recipe, timm_robust.threat",
+        "import timm_robust.api.compare, timm_robust.api.distill, timm_robust.report.page, timm_robust.cli",
         LISTING,
         OPTIONS,
     ],

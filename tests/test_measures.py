@@ -10,19 +10,13 @@ import torch
 import torchattacks
 from torch import nn
 
-from timm_robust.attacks import Attacker
+from timm_robust.attacks.attacker import Attacker
+from timm_robust.attacks.l1 import PGDL1, project_l1
 from timm_robust.errors import UserError
-from timm_robust.evaluation.accuracy import (
-    output_warnings,
-    parse_measure,
-    require_deterministic,
-    require_finite,
-    right,
-    verdicts_of,
-)
+from timm_robust.evaluation.accuracy import right, verdicts_of
+from timm_robust.evaluation.attack_spec import EXAMPLES, Measure, parse_measure, torchattacks_names
 from timm_robust.evaluation.attempts import attempts, margin
-from timm_robust.evaluation.l1 import PGDL1, project_l1
-from timm_robust.evaluation.measures import EXAMPLES, Measure, torchattacks_names
+from timm_robust.evaluation.preconditions import output_warnings, require_deterministic, require_finite
 from timm_robust.threat import EVALUATION_NORMS, Threat, make_threat
 
 LINF, L2, L1 = Threat("Linf", 3 / 255, "3/255"), Threat("L2", 0.15, "0.15"), Threat("L1", 1.5, "1.5")

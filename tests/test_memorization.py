@@ -21,15 +21,22 @@ from tests.conftest import SMALL
 from timm_robust.cli import main
 from timm_robust.data import load_data, make_eval_loader, some, with_label_noise
 from timm_robust.data.noise import describe_noise, redrawn
-from timm_robust.engine import Engine
 from timm_robust.errors import UserError
-from timm_robust.memorization import Diagnosis, calibration_error, entropies, fallen, gradient_norms
-from timm_robust.recipe import Recipe
-from timm_robust.report import Comparison, Run
+from timm_robust.recipes.recipe import Recipe
+from timm_robust.report import Comparison
 from timm_robust.report.curves import first_collapse
 from timm_robust.report.page import make_report, page
 from timm_robust.report.panels import draw_panels, panels_of
-from timm_robust.result import ROBUST_OVERFITTING, best_and_last, overfitting_line, was_stopped
+from timm_robust.runs.finished import Run
+from timm_robust.runs.history import ROBUST_OVERFITTING, best_and_last, overfitting_line, was_stopped
+from timm_robust.training.engine import Engine
+from timm_robust.training.monitors.robust_overfitting import (
+    Diagnosis,
+    calibration_error,
+    entropies,
+    fallen,
+    gradient_norms,
+)
 
 WATCHED = {"diagnose": 40, "check_attack": "pgd-1-1"}
 

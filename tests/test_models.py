@@ -11,9 +11,10 @@ import timm
 import torch
 from torch import nn
 
-from timm_robust import models
 from timm_robust.errors import UserError
-from timm_robust.models import ModelRecord, PixelModel, build_model, count_parameters, rebuild
+from timm_robust.models import factory as models
+from timm_robust.models.factory import build_model, count_parameters, rebuild
+from timm_robust.models.pixel_model import ModelRecord, PixelModel
 
 DATA = {"num_classes": 10, "image_size": 32, "data_mean": [0.4, 0.5, 0.6], "data_std": [0.2, 0.25, 0.3]}
 SMALL = "mobilenetv3_small_050"

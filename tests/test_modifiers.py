@@ -15,11 +15,11 @@ from timm_robust_plugins.awp.awp import AWP, weight_perturbation
 from timm_robust_plugins.awp.options import AwpOptions
 
 import timm_robust
-from timm_robust.engine import Engine
 from timm_robust.errors import UserError
 from timm_robust.modifier import Modifier, Modifiers
 from timm_robust.plugin import ModifierSpec, Reference, get_manager, hookimpl
 from timm_robust.testing import Bench
+from timm_robust.training.engine import Engine
 
 
 def weights(folder, name="last"):
@@ -244,7 +244,7 @@ def test_wrong_modifiers_are_named(train_small):
 
 def test_manifest_and_card_name_modifiers(train_small):
     result = train_small("standard", epochs=1, modifiers={"awp": {"gamma": 0.01}})
-    manifest = timm_robust.checkpoint.json.loads((result.output / "manifest.json").read_text())
+    manifest = timm_robust.runs.checkpoint.json.loads((result.output / "manifest.json").read_text())
     assert manifest["modifiers"] == {"awp": {"gamma": 0.01, "start": 0.05}}
     assert manifest["modifier_plugins"]["awp"]["distribution"] == "timm-robust"
     assert manifest["asked"]["modifiers"] == {"awp": {"gamma": 0.01}}

@@ -14,15 +14,25 @@ from safetensors.torch import load_file
 from torch import nn
 
 import timm_robust
-from timm_robust import overfitting, snapshots
-from timm_robust.attacks import Attacker
-from timm_robust.engine import Engine
+from timm_robust.attacks.attacker import Attacker
 from timm_robust.errors import UserError
-from timm_robust.overfitting import COST, LEARNED, MOST_RETURNS, SHARE, Collapsed, Watch, collapsed, gradient_cosine
-from timm_robust.passes import PassCounter
-from timm_robust.recipe import Recipe
+from timm_robust.recipes.recipe import Recipe
 from timm_robust.testing import _equal
 from timm_robust.threat import make_threat
+from timm_robust.training import resume as snapshots
+from timm_robust.training.engine import Engine
+from timm_robust.training.monitors import catastrophic_overfitting as overfitting
+from timm_robust.training.monitors.catastrophic_overfitting import (
+    COST,
+    LEARNED,
+    MOST_RETURNS,
+    SHARE,
+    Collapsed,
+    Watch,
+    collapsed,
+    gradient_cosine,
+)
+from timm_robust.training.pass_counter import PassCounter
 
 LINF = make_threat(image_size=8)
 
@@ -504,7 +514,7 @@ def test_methods_with_a_state_go_back_with_the_run(train_small, collapse, monkey
         engine.returns = 1  # the same draws
         return rows
 
-    monkeypatch.setattr("timm_robust.engine.restore", read)
+    monkeypatch.setattr("timm_robust.training.engine.restore", read)
     again = answered(train_small, "restore", "read", resume=True, **settings)
     assert len(events_of(back.history)) == 1 and not events_of(again.history)
     assert equal(weights(back), weights(again))

@@ -29,18 +29,19 @@ from torch import nn
 from torchvision.transforms import RandomResizedCrop
 
 import timm_robust
-from timm_robust.checkpoint import load, save_model
+from timm_robust.api.distill import _classes
 from timm_robust.cli import main
 from timm_robust.data import add_extra, as_tensors, load_data
 from timm_robust.data.augment import apply_box
 from timm_robust.data.distilled import training_images
-from timm_robust.distillation import _classes
+from timm_robust.distillation.observer import open_observer, probes, require_order
 from timm_robust.errors import UserError
-from timm_robust.models import build_model
-from timm_robust.observer import Observer, class_columns, open_observer, probes, require_order
-from timm_robust.optim import Schedule, build_optimizer
-from timm_robust.presets import make_recipe
+from timm_robust.models.class_order import Observer, class_columns
+from timm_robust.models.factory import build_model
+from timm_robust.recipes.presets import make_recipe
+from timm_robust.runs.checkpoint import load, save_model
 from timm_robust.testing import Bench
+from timm_robust.training.optim import Schedule, build_optimizer
 
 from .conftest import SMALL
 
@@ -462,7 +463,7 @@ def test_as_extra_data(small):
 
 KILLED = """
 import os, signal, sys
-import timm_robust, timm_robust.distillation as module
+import timm_robust, timm_robust.api.distill as module
 write, done = module._Work.write, []
 def killed(self, made):
     if len(done) == 4:  # in the middle of the fifth class
@@ -611,7 +612,7 @@ def test_large_images_stream_and_broken_ones_are_left_out(tmp_path, monkeypatch)
     )
     names = ["c2", "c0", "c1"]  # another order, which the names tell
     save_model(tmp_path / "observer", model, {"data": {"class_names": names}})
-    monkeypatch.setattr("timm_robust.observer.require_order", lambda *args, **kwargs: 0.5)
+    monkeypatch.setattr("timm_robust.distillation.observer.require_order", lambda *args, **kwargs: 0.5)
     with pytest.warns(UserWarning, match=r"train/c1/8.jpg cannot be read and is left out"):
         result = distill(
             tmp_path / "observer", tmp_path / "small", str(tmp_path / "data"), ipc=2, method_args={}, precision="bf16"
@@ -635,7 +636,7 @@ def test_large_images_stream_and_broken_ones_are_left_out(tmp_path, monkeypatch)
 def test_a_timm_name_is_an_observer_of_imagenet(monkeypatch):
     """Its classes have WordNet numbers, so that folders with some of them find theirs."""
     monkeypatch.setattr(
-        "timm_robust.observer.build_model", lambda *a, **k: build_model(*a, **{**k, "pretrained": False})
+        "timm_robust.distillation.observer.build_model", lambda *a, **k: build_model(*a, **{**k, "pretrained": False})
     )
     network, card = open_observer("resnet18")
     names = card["data"]["class_names"]

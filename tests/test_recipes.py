@@ -15,20 +15,19 @@ from timm_robust_plugins.atas.atas import CarriedStep
 from timm_robust_plugins.pgd.friendly import EarlyStoppedPGD, patience
 from torch import nn
 
-from timm_robust import listing
-from timm_robust.activations import canonical_name
-from timm_robust.cli import pairs
+from timm_robust.cli import listing, pairs
 from timm_robust.defense import Defense
-from timm_robust.engine import Engine
 from timm_robust.errors import UserError
-from timm_robust.optim import Schedule, build_optimizer, scaled
+from timm_robust.models.activations import canonical_name
+from timm_robust.options import parse_options
 from timm_robust.plugin import ModifierSpec, get_manager
-from timm_robust.plugin.options import parse_options
-from timm_robust.presets import PRESETS, make_recipe
-from timm_robust.recipe import Recipe, share
+from timm_robust.recipes.presets import PRESETS, make_recipe
+from timm_robust.recipes.recipe import Recipe, share
 from timm_robust.testing import Bench
 from timm_robust.threat import make_threat
-from timm_robust.warmup import eps_factor
+from timm_robust.training.engine import Engine
+from timm_robust.training.eps_warmup import eps_factor
+from timm_robust.training.optim import Schedule, build_optimizer, scaled
 
 STEPS = 8
 """Optimizer steps of an epoch."""

@@ -22,13 +22,13 @@ from timm_robust_plugins.sglr.sglr import (
 )
 from timm_robust_plugins.te.te import EnsemblePGD, averaged, ensemble_distance, ramp
 
-from timm_robust.checkpoint import load_state
 from timm_robust.data.batch import Batch
 from timm_robust.defense import Perturbed
-from timm_robust.engine import Engine
 from timm_robust.errors import UserError
-from timm_robust.sample_state import last_copies
+from timm_robust.runs.checkpoint import load_state
+from timm_robust.sample_table import last_copies
 from timm_robust.testing import Bench
+from timm_robust.training.engine import Engine
 
 from .conftest import SMALL
 

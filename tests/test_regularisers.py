@@ -16,11 +16,11 @@ from timm_robust_plugins.lbgat.lbgat import LBGAT, lbgat_loss
 from timm_robust_plugins.mart.mart import GaussianStartPGD, mart_loss
 from torch import nn
 
-from timm_robust.attacks import Attacker
+from timm_robust.attacks.attacker import Attacker
 from timm_robust.defense import Perturbed
-from timm_robust.engine import Engine
 from timm_robust.errors import UserError
 from timm_robust.testing import Bench
+from timm_robust.training.engine import Engine
 
 from .conftest import SMALL
 

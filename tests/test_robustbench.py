@@ -17,11 +17,10 @@ import torch
 from torch import nn
 
 import timm_robust
-from timm_robust.checkpoint import save_model
 from timm_robust.cli import main
 from timm_robust.errors import UserError
-from timm_robust.evaluation import run_autoattack
-from timm_robust.models import build_model
+from timm_robust.evaluation.autoattack import run_autoattack
+from timm_robust.models.factory import build_model
 from timm_robust.robustbench import (
     BOARDS,
     Paper,
@@ -36,6 +35,7 @@ from timm_robust.robustbench import (
 )
 from timm_robust.robustbench.package import find_package
 from timm_robust.robustbench.stand_in import AutoAttack, stand_in
+from timm_robust.runs.checkpoint import save_model
 from timm_robust.threat import make_threat
 
 SMALL = {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}
@@ -441,7 +441,7 @@ def test_evaluate_without_it_says_so_before_measuring(train_small, few_digits, m
         raise UserError("RobustBench is not installed")
 
     monkeypatch.setattr("timm_robust.robustbench.package.find_package", absent)
-    monkeypatch.setattr("timm_robust.evaluation.evaluate_model", None)
+    monkeypatch.setattr("timm_robust.evaluation.evaluate.evaluate_model", None)
     with pytest.raises(UserError, match="RobustBench is not installed"):
         timm_robust.evaluate(output, few_digits, robustbench=True, quiet=True)
 

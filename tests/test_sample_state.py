@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from timm_robust import sample_state
+from timm_robust import sample_table as sample_state
 from timm_robust.data.batch import View
-from timm_robust.sample_state import SampleTable, enlarge, put_window, reduce, take_window
+from timm_robust.sample_table import SampleTable, enlarge, put_window, reduce, take_window
 
 
 def table(samples: int = 10, shape: tuple[int, ...] = (3, 4, 4), **settings) -> SampleTable:
@@ -145,7 +145,7 @@ from types import SimpleNamespace
 import torch
 import torch.distributed as dist
 
-from timm_robust import sample_state
+from timm_robust import sample_table as sample_state
 
 rank, folder = int(sys.argv[1]), sys.argv[2]
 sample_state.CHUNK = 8  # two samples at once

@@ -25,12 +25,12 @@ from timm_robust_plugins.zerograd.multigrad import MultiGradFGSM
 from timm_robust_plugins.zerograd.zerograd import ZeroGradFGSM, without_smallest
 from torch import nn
 
-from timm_robust.attacks import Attacker
+from timm_robust.attacks.attacker import Attacker
 from timm_robust.defense import Perturbed
-from timm_robust.engine import Engine
 from timm_robust.errors import UserError
-from timm_robust.passes import PassCounter
 from timm_robust.testing import Bench
+from timm_robust.training.engine import Engine
+from timm_robust.training.pass_counter import PassCounter
 
 EPS = 8 / 255
 

@@ -26,10 +26,10 @@ from timm_robust_plugins.ssat.views import random_view
 from torch import nn
 
 import timm_robust
-from timm_robust.engine import Engine
 from timm_robust.errors import UserError
-from timm_robust.models import build_model
+from timm_robust.models.factory import build_model
 from timm_robust.testing import Bench
+from timm_robust.training.engine import Engine
 
 from .conftest import SMALL
 

@@ -7,9 +7,10 @@ import timm
 import torch
 from torch import nn
 
-from timm_robust import stems
 from timm_robust.errors import UserError
-from timm_robust.models import PixelModel, build_model, rebuild
+from timm_robust.models import stem as stems
+from timm_robust.models.factory import build_model, rebuild
+from timm_robust.models.pixel_model import PixelModel
 
 
 def build(name: str, size: int, **kwargs: object) -> PixelModel:
@@ -165,7 +166,7 @@ def test_a_wide_stem_kernel_is_its_centre() -> None:
 
 
 def test_pretrained_kernels_stay_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    from timm_robust import models
+    from timm_robust.models import factory as models
 
     monkeypatch.setattr(models, "_has_weights", lambda name: True)
     create = models._create

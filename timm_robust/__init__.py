@@ -12,34 +12,34 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from timm_robust.api import list_methods as list_methods
-    from timm_robust.api import register_models as register_models
-    from timm_robust.api import train as train
-    from timm_robust.checkpoint import load as load
-    from timm_robust.comparison import compare as compare
-    from timm_robust.distillation import DistillResult as DistillResult
-    from timm_robust.distillation import distill as distill
+    from timm_robust.api.compare import compare as compare
+    from timm_robust.api.distill import DistillResult as DistillResult
+    from timm_robust.api.distill import distill as distill
+    from timm_robust.api.evaluate import evaluate as evaluate
+    from timm_robust.api.train import list_methods as list_methods
+    from timm_robust.api.train import register_models as register_models
+    from timm_robust.api.train import train as train
     from timm_robust.errors import RunFailed as RunFailed
     from timm_robust.errors import UserError as UserError
-    from timm_robust.evaluating import evaluate as evaluate
     from timm_robust.report.page import make_report as make_report
-    from timm_robust.result import TrainResult as TrainResult
+    from timm_robust.runs.checkpoint import load as load
+    from timm_robust.runs.history import TrainResult as TrainResult
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "DistillResult": "timm_robust.distillation",
-    "TrainResult": "timm_robust.result",
+    "DistillResult": "timm_robust.api.distill",
+    "TrainResult": "timm_robust.runs.history",
     "RunFailed": "timm_robust.errors",
     "UserError": "timm_robust.errors",
-    "compare": "timm_robust.comparison",
-    "distill": "timm_robust.distillation",
-    "evaluate": "timm_robust.evaluating",
-    "list_methods": "timm_robust.api",
-    "load": "timm_robust.checkpoint",
+    "compare": "timm_robust.api.compare",
+    "distill": "timm_robust.api.distill",
+    "evaluate": "timm_robust.api.evaluate",
+    "list_methods": "timm_robust.api.train",
+    "load": "timm_robust.runs.checkpoint",
     "make_report": "timm_robust.report.page",
-    "register_models": "timm_robust.api",
-    "train": "timm_robust.api",
+    "register_models": "timm_robust.api.train",
+    "train": "timm_robust.api.train",
 }
 
 __all__ = [

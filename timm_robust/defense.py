@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from timm_robust.data.batch import Batch
 
 if TYPE_CHECKING:
-    from timm_robust.attacks import Attacker
-    from timm_robust.plugin.options import Options
-    from timm_robust.recipe import Recipe
+    from timm_robust.attacks.attacker import Attacker
+    from timm_robust.options import Options
+    from timm_robust.recipes.recipe import Recipe
     from timm_robust.threat import Threat
 
 StepOutput = dict[str, Tensor]

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     import torch
 
     from timm_robust.data import Split
-    from timm_robust.observer import Observer
-    from timm_robust.plugin.options import Options
+    from timm_robust.models.class_order import Observer
+    from timm_robust.options import Options
     from timm_robust.threat import Threat
 
 

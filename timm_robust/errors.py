@@ -42,3 +42,7 @@ def unknown(kind: str, value: str, choices: Iterable[str], hint: str = "") -> Us
     if hint:
         message += f" ({hint})"
     return UserError(message)
+
+
+class PluginError(Exception):
+    """A plugin breaks the rules; the sentence is meant for its author."""

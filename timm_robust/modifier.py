@@ -21,11 +21,11 @@ from timm.utils import ModelEmaV3
 from torch import Tensor
 
 from timm_robust.errors import UserError
-from timm_robust.models import PixelModel
+from timm_robust.models.pixel_model import PixelModel
 
 if TYPE_CHECKING:
     from timm_robust.defense import Run
-    from timm_robust.plugin.options import Options
+    from timm_robust.options import Options
 
 
 class Modifier:
@@ -59,7 +59,7 @@ class Modifier:
 
         Args:
             loss: the update's loss on this batch, with its graph; may be called, and changes nothing but BatchNorm's
-                statistics, for which see `timm_robust.attacks.frozen_statistics`.
+                statistics, for which see `timm_robust.attacks.attack_mode.frozen_statistics`.
         """
         return nullcontext()
 

@@ -26,13 +26,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from timm_robust.attacks import Attacker
+from timm_robust.attacks.attacker import Attacker
 from timm_robust.data.batch import Batch, View
 from timm_robust.defense import Defense, Perturbed, Run, StepOutput
-from timm_robust.models import PixelModel, build_model, sibling
+from timm_robust.models.factory import build_model, sibling
+from timm_robust.models.pixel_model import PixelModel
+from timm_robust.options import describe, parse_options, to_dict
 from timm_robust.plugin import get_manager
-from timm_robust.plugin.options import describe, parse_options, to_dict
-from timm_robust.presets import make_recipe
+from timm_robust.recipes.presets import make_recipe
 from timm_robust.threat import make_threat
 
 IMAGE_SIZE = 16

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import timm_robust
-from timm_robust.evaluation.autoattack import implementation_version
-from timm_robust.versions import hardware, versions
+from timm_robust.evaluation.autoattack_package import implementation_version
+from timm_robust.utils.environment import hardware, versions
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 NETWORK = {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}

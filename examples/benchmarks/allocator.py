@@ -1,6 +1,6 @@
 """What it brings to keep freed memory: epochs of training with and without, in turns, each a process of its own.
 
-    python examples/benchmarks/allocator.py --data cifar10/ [--methods fgsm-rs pgd] [--precisions fp32 bf16] [--json FILE]
+python examples/benchmarks/allocator.py --data cifar10/ [--methods fgsm-rs] [--precisions fp32 bf16] [--json FILE]
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from timm_robust.versions import hardware, versions
+from timm_robust.utils.environment import hardware, versions
 
 
 def epoch(arguments: argparse.Namespace, method: str, precision: str, keep: bool) -> dict[str, float]:

@@ -33,16 +33,11 @@ from torch import Tensor, nn
 import timm_robust
 from timm_robust.data import as_tensors, load_data
 from timm_robust.evaluation import autoattack
-from timm_robust.evaluation.autoattack import (
-    AutoAttackProgress,
-    attacks_for,
-    implementation,
-    implementation_version,
-    run_autoattack,
-)
+from timm_robust.evaluation.autoattack import AutoAttackProgress, attacks_for, run_autoattack
+from timm_robust.evaluation.autoattack_package import implementation, implementation_version
 from timm_robust.evaluation.fast import run_fast
 from timm_robust.threat import Threat, make_threat
-from timm_robust.versions import hardware, versions
+from timm_robust.utils.environment import hardware, versions
 
 Way = Callable[[str, Tensor], Tensor]
 """Runs one attack on the images that stand, bool [N]; returns those that stand after it."""

@@ -21,13 +21,14 @@ import torch.nn.functional as F
 
 from timm_robust.data import load_data
 from timm_robust.data.bundle import Split
-from timm_robust.engine import Engine, Job
-from timm_robust.models import PixelModel, build_model
+from timm_robust.models.factory import build_model
+from timm_robust.models.pixel_model import PixelModel
 from timm_robust.plugin import get_manager
-from timm_robust.presets import make_recipe
-from timm_robust.progress import Display
+from timm_robust.recipes.presets import make_recipe
 from timm_robust.threat import make_threat
-from timm_robust.versions import hardware, versions
+from timm_robust.training.engine import Engine, Job
+from timm_robust.utils.environment import hardware, versions
+from timm_robust.utils.progress import Display
 
 SMALL = {"layers": [1, 1, 1, 1], "channels": [16, 32, 64, 128]}
 EPS = 8 / 255

@@ -31,16 +31,16 @@ import torch.nn.functional as F
 import torchattacks
 
 from timm_robust.data import load_data
-from timm_robust.engine import Engine
-from timm_robust.job import Job
-from timm_robust.models import build_model, sibling
+from timm_robust.models.factory import build_model, sibling
+from timm_robust.options import describe, parse_options
 from timm_robust.plugin import ModifierSpec, get_manager
-from timm_robust.plugin.options import describe, parse_options
-from timm_robust.presets import make_recipe
-from timm_robust.progress import Display
+from timm_robust.recipes.presets import make_recipe
 from timm_robust.threat import make_threat
+from timm_robust.training.config import Job
+from timm_robust.training.engine import Engine
 from timm_robust.utils.allocator import keep_freed_memory
-from timm_robust.versions import hardware, versions
+from timm_robust.utils.environment import hardware, versions
+from timm_robust.utils.progress import Display
 
 SMALL = {"layers": [1, 1, 1, 1], "channels": [16, 32, 64, 128]}
 

@@ -21,7 +21,7 @@ from subset import NETWORK, subset
 
 import timm_robust
 from timm_robust.report.curves import draw
-from timm_robust.versions import hardware, versions
+from timm_robust.utils.environment import hardware, versions
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 METHODS = ("fgsm", "fgsm-rs", "n-fgsm", "atas", "gradalign", "seat")

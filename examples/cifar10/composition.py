@@ -21,7 +21,7 @@ from typing import Any
 from subset import NETWORK, subset
 
 import timm_robust
-from timm_robust.versions import hardware, versions
+from timm_robust.utils.environment import hardware, versions
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 IMAGES = {"train": 10_000, "val": 500, "test": 5_000}

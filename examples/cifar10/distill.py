@@ -30,7 +30,7 @@ from subset import NETWORK
 
 import timm_robust
 from timm_robust.report.curves import COLOURS, DASHES, GREY, INK, STYLE, frame, name_lines
-from timm_robust.versions import hardware, versions
+from timm_robust.utils.environment import hardware, versions
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 BATCH = {1: 10, 10: 50, 50: 100}

@@ -25,7 +25,7 @@ from timm_robust_plugins.ssat.evaluate import ATTACKS, evaluate, table
 
 import timm_robust
 from timm_robust.report.curves import COLOURS, STYLE
-from timm_robust.versions import hardware, versions
+from timm_robust.utils.environment import hardware, versions
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 RADII = ("8/255", "16/255")

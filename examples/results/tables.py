@@ -15,8 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from timm_robust.options import describe
 from timm_robust.plugin import DefenseSpec, DistillerSpec, ModifierSpec, get_manager
-from timm_robust.plugin.options import describe
 
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = "options|evidence|methods|full-size|step-cost|composition|autoattack|agreement"

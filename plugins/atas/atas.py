@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torchattacks.attack import Attack
 
-from timm_robust.attacks import signed_step
+from timm_robust.attacks.steps import signed_step
 from timm_robust.data.batch import Batch
 from timm_robust.defense import Defense, Perturbed, Run, StepOutput
 from timm_robust.errors import UserError
-from timm_robust.sample_state import SampleTable, enlarge, put_window, reduce, take_window
+from timm_robust.sample_table import SampleTable, enlarge, put_window, reduce, take_window
 
 from .options import AtasOptions
 

@@ -12,10 +12,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from timm_robust.attacks import frozen_statistics
+from timm_robust.attacks.attack_mode import frozen_statistics
 from timm_robust.defense import Run
 from timm_robust.modifier import Modifier
-from timm_robust.randomness import kept_generators
+from timm_robust.utils.random import kept_generators
 
 from .options import AwpOptions
 

@@ -15,7 +15,7 @@ from torchattacks.attack import Attack
 
 from timm_robust.data.batch import Batch
 from timm_robust.defense import Defense, Perturbed, Run, StepOutput
-from timm_robust.sample_state import SampleTable
+from timm_robust.sample_table import SampleTable
 
 from .options import FgsmMepOptions
 

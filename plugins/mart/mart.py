@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchattacks.attack import Attack
 
-from timm_robust.attacks import signed_step
+from timm_robust.attacks.steps import signed_step
 from timm_robust.data.batch import Batch
 from timm_robust.defense import Defense, Perturbed, StepOutput
 

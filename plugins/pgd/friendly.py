@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchattacks.attack import Attack
 
-from timm_robust.attacks import signed_step
+from timm_robust.attacks.steps import signed_step
 from timm_robust.errors import UserError
-from timm_robust.recipe import share_pairs
+from timm_robust.recipes.recipe import share_pairs
 
 
 def patience(stop_after: str) -> list[tuple[float, int]]:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from timm_robust.attacks import Attacker
+from timm_robust.attacks.attacker import Attacker
 from timm_robust.data.augment import stream
 from timm_robust.distiller import DistilledClass, Distiller, Patch, Task
 from timm_robust.errors import UserError

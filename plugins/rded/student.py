@@ -16,7 +16,7 @@ from timm_robust_plugins.kd_swa.kd_swa import distillation_loss
 from torch import Tensor
 from torchattacks.attack import Attack
 
-from timm_robust.attacks import signed_step
+from timm_robust.attacks.steps import signed_step
 from timm_robust.data.batch import Batch
 from timm_robust.defense import Defense, Perturbed, Run, StepOutput
 

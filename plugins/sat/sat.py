@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torchattacks.attack import Attack
 
-from timm_robust.activations import smooth_backward
 from timm_robust.data.batch import Batch
 from timm_robust.defense import Defense, Perturbed, StepOutput
+from timm_robust.models.activations import smooth_backward
 
 from .options import SatOptions
 

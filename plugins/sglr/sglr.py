@@ -18,10 +18,10 @@ from timm_robust_plugins.pgd.pgd import PGD
 from timm_robust_plugins.trades.trades import TRADES, trades_loss
 from torch import Tensor
 
-from timm_robust.attacks import crafting
+from timm_robust.attacks.attack_mode import crafting
 from timm_robust.data.batch import Batch
 from timm_robust.defense import Defense, Perturbed, Run, StepOutput
-from timm_robust.sample_state import SampleTable
+from timm_robust.sample_table import SampleTable
 
 from .options import SglrOptions
 

@@ -28,9 +28,9 @@ import timm
 import torch
 from torch import nn
 
-from timm_robust import stems
-from timm_robust.activations import swap_activations, trace_nonsmooth
 from timm_robust.errors import UserError
+from timm_robust.models import stem as stems
+from timm_robust.models.activations import swap_activations, trace_nonsmooth
 
 SECONDS_PER_MODEL = 60
 CPU_LIMIT = 30_000_000

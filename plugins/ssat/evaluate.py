@@ -21,15 +21,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from timm_robust.attacks import Attacker
-from timm_robust.checkpoint import find_checkpoint, load, read_card, write_json
+from timm_robust.attacks.attacker import Attacker
 from timm_robust.data import DataBundle, Split, as_tensors, load_data, make_eval_loader
 from timm_robust.errors import UserError, unknown
-from timm_robust.evaluation import run_autoattack
-from timm_robust.models import PixelModel
-from timm_robust.randomness import kept_generators
+from timm_robust.evaluation.autoattack import run_autoattack
+from timm_robust.models.pixel_model import PixelModel
+from timm_robust.runs.checkpoint import find_checkpoint, load, read_card
 from timm_robust.threat import Threat, make_threat
-from timm_robust.versions import hardware, versions
+from timm_robust.utils.environment import hardware, versions
+from timm_robust.utils.files import write_json
+from timm_robust.utils.random import kept_generators
 
 from .knn import Neighbours, SoftVote, Vote, credibility, fit_temperature
 from .options import SsatOptions

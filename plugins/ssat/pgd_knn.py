@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torchattacks.attack import Attack
 
-from timm_robust.attacks import signed_step
+from timm_robust.attacks.steps import signed_step
 
 from .knn import Neighbours
 

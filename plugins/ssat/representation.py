@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from timm_robust.attacks import crafting
+from timm_robust.attacks.attack_mode import crafting
 from timm_robust.errors import UserError
-from timm_robust.models import PixelModel
+from timm_robust.models.pixel_model import PixelModel
 
 SIDES = (5, 7)
 """Places a side of the two maps, the coarser first: AMDIM's."""

@@ -16,13 +16,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from timm_robust.attacks import AttackView, crafting
-from timm_robust.checkpoint import STATE, load_state
+from timm_robust.attacks.attack_mode import crafting
+from timm_robust.attacks.attacker import AttackView
 from timm_robust.data.batch import Batch
 from timm_robust.defense import Defense, Perturbed, Run, StepOutput
 from timm_robust.errors import UserError
-from timm_robust.models import PixelModel
-from timm_robust.sample_state import SampleTable
+from timm_robust.models.pixel_model import PixelModel
+from timm_robust.runs.checkpoint import STATE, load_state
+from timm_robust.sample_table import SampleTable
 
 from .information import Features, information_loss
 from .knn import Neighbours

@@ -14,7 +14,7 @@ from timm.utils import distribute_bn
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, update_bn
 
-from timm_robust.models import PixelModel
+from timm_robust.models.pixel_model import PixelModel
 from timm_robust.modifier import Modifier
 
 from .options import SwaOptions

@@ -16,11 +16,12 @@ from timm_robust_plugins.trades.trades import TRADES, trades_loss
 from torch import Tensor
 from torchattacks.attack import Attack
 
-from timm_robust.attacks import crafting, signed_step
+from timm_robust.attacks.attack_mode import crafting
+from timm_robust.attacks.steps import signed_step
 from timm_robust.data.batch import Batch
 from timm_robust.defense import Defense, Perturbed, Run, StepOutput
 from timm_robust.errors import UserError
-from timm_robust.sample_state import SampleTable
+from timm_robust.sample_table import SampleTable
 
 from .options import TeOptions
 

@@ -16,7 +16,7 @@ from timm_robust.data import Batch, DataBundle, as_tensors, idbh, load_data, mak
 from timm_robust.data.augment import BATCHED, below, blank, cutout_boxes, uniforms
 from timm_robust.data.bundle import Split
 from timm_robust.errors import UserError
-from timm_robust.recipe import AUGMENTATIONS
+from timm_robust.recipes.recipe import AUGMENTATIONS
 
 NEW = ("cutout", "idbh-weak", "idbh-strong", "idbh-svhn")
 RANDOM = np.random.RandomState(0)

@@ -14,12 +14,12 @@ from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from timm_robust.checkpoint import load_state
 from timm_robust.cli import app, spread
 from timm_robust.data import Batch, DataBundle, add_extra, load_data, make_train_loader
 from timm_robust.data.mixing import endless, extra_count
-from timm_robust.engine import Engine
 from timm_robust.errors import UserError
+from timm_robust.runs.checkpoint import load_state
+from timm_robust.training.engine import Engine
 
 RANDOM = np.random.RandomState(0)
 REAL, MORE = 101, 400

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from timm_robust.errors import UserError
+from timm_robust.errors import PluginError, UserError
 from timm_robust.plugin import DefenseSpec, ModelsSpec, Reference, get_manager, hookimpl
-from timm_robust.plugin.errors import PluginConflict, PluginError
+from timm_robust.plugin.errors import PluginConflict
 from timm_robust.plugin.manager import DISABLE, LOAD, STRICT, PluginManager
 
 from .conftest import GOOD, Install

@@ -10,13 +10,12 @@ from typing import Any, Optional
 
 import pytest
 
-from timm_robust.errors import UserError
+from timm_robust.errors import PluginError, UserError
+from timm_robust.options import check_options_class, check_value, describe, parse_options, to_dict
 from timm_robust.plugin import Options, bn_option, option
-from timm_robust.plugin.errors import PluginError
 from timm_robust.plugin.manager import PluginManager
-from timm_robust.plugin.options import check_options_class, check_value, describe, parse_options, to_dict
-from timm_robust.presets import make_recipe
-from timm_robust.recipe import Recipe
+from timm_robust.recipes.presets import make_recipe
+from timm_robust.recipes.recipe import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,11 +1,11 @@
-"""The command line: parses, calls `timm_robust.api` and its neighbours, prints. No logic. Torch-free until a command
-needs torch. Importing a module registers its commands, in the order in which `--help` shows them.
+"""The command line: parses arguments, calls `timm_robust.api`, prints. No logic, and torch-free until a command needs
+torch. Importing a module registers its commands, in the order of `--help`.
 """
 
 from timm_robust.cli.app import app, main
 
-from timm_robust.cli import train, compare, distill, evaluate, measure, submit, zoo, lists  # isort: skip
-from timm_robust.cli.words import by_method, pairs, spread
+from timm_robust.cli import train, compare, distill, evaluate, analyze as measure, submit, zoo, lists  # isort: skip
+from timm_robust.cli.parsing import by_method, pairs, spread
 
 __all__ = [
     "app",

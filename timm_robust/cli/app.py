@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
-from timm_robust.cli.words import spread
+from timm_robust.cli.parsing import spread
 from timm_robust.errors import UserError
 
 app = typer.Typer(

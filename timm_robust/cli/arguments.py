@@ -6,7 +6,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from timm_robust.cli.words import Pairs
+from timm_robust.cli.parsing import Pairs
 
 Model = Annotated[Optional[str], typer.Option(help="Any timm model name. [default: resnet18]")]
 Data = Annotated[

@@ -34,7 +34,7 @@ from timm_robust.cli.arguments import (
     TestExamples,
     Workers,
 )
-from timm_robust.cli.words import Pairs, by_method, pairs, whole, words
+from timm_robust.cli.parsing import Pairs, by_method, pairs, whole, words
 
 
 @app.command(
@@ -129,8 +129,8 @@ def compare(
         "test_attacks": [] if test_attack == ["none"] else test_attack,
     }
     arguments = {name: value for name, value in given.items() if value is not None}
-    from timm_robust.comparison import compare as run
-    from timm_robust.comparison import default_output, read_asked
+    from timm_robust.api.compare import compare as run
+    from timm_robust.api.compare import default_output, read_asked
 
     if resume and output is not None:
         arguments = {**read_asked(output), **arguments}

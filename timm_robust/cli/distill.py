@@ -9,7 +9,7 @@ import typer
 
 from timm_robust.cli.app import app, stop
 from timm_robust.cli.arguments import Data, DataDir, Device, Download, Quiet
-from timm_robust.cli.words import Pairs, pairs
+from timm_robust.cli.parsing import Pairs, pairs
 from timm_robust.errors import RunFailed
 
 
@@ -68,8 +68,8 @@ def distill(
         "workers": workers,
     }
     arguments: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    from timm_robust.distillation import distill as run
-    from timm_robust.distillation import read_asked
+    from timm_robust.api.distill import distill as run
+    from timm_robust.api.distill import read_asked
 
     if resume and output is not None:
         arguments = {**read_asked(output), **arguments}

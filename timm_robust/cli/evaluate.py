@@ -9,7 +9,7 @@ import typer
 
 from timm_robust.cli.accuracies import print_accuracies
 from timm_robust.cli.app import app
-from timm_robust.cli.words import Pairs
+from timm_robust.cli.parsing import Pairs
 
 
 @app.command(
@@ -63,7 +63,7 @@ def evaluate(
 
     The same line goes on where a killed one stopped.
     """
-    from timm_robust.evaluating import evaluate as run
+    from timm_robust.api.evaluate import evaluate as run
 
     result = run(
         checkpoint,
@@ -86,7 +86,7 @@ def evaluate(
         robustbench=robustbench,
         quiet=quiet,
     )
-    from timm_robust.evaluation import processes
+    from timm_robust.utils import distributed as processes
 
     if processes.rank() > 0:
         return

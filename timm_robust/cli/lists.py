@@ -15,7 +15,7 @@ def methods(
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List the training methods that plugins offer, or explain one."""
-    from timm_robust import listing
+    from timm_robust.cli import listing
 
     listing.methods(name, json_)
 
@@ -26,7 +26,7 @@ def modifiers(
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List what composes with any method, such as weight perturbation, or explain one."""
-    from timm_robust import listing
+    from timm_robust.cli import listing
 
     listing.modifiers(name, json_)
 
@@ -37,7 +37,7 @@ def distillers(
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List what makes small data sets of large ones, or explain one."""
-    from timm_robust import listing
+    from timm_robust.cli import listing
 
     listing.distillers(name, json_)
 
@@ -45,7 +45,7 @@ def distillers(
 @app.command()
 def plugins(json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """List installed plugins, with their state and errors."""
-    from timm_robust import listing
+    from timm_robust.cli import listing
 
     listing.plugins(json_)
 
@@ -56,7 +56,7 @@ def recipes(
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List the named training settings, or explain one."""
-    from timm_robust import listing
+    from timm_robust.cli import listing
 
     listing.recipes(name, json_)
 
@@ -67,6 +67,6 @@ def models(
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List networks that plugins add to timm; with a pattern, search all of timm's (loads timm)."""
-    from timm_robust import listing
+    from timm_robust.cli import listing
 
     listing.models(pattern, json_)

@@ -82,7 +82,7 @@ def submit(
     if record is not None:
         evaluation: dict[str, Any] = read_evaluation(record)
     else:
-        from timm_robust.evaluating import evaluate
+        from timm_robust.api.evaluate import evaluate
 
         check_submission(checkpoint, out, board, id_, paper)  # before hours are spent
         out.mkdir(parents=True, exist_ok=True)

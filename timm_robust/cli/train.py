@@ -34,7 +34,7 @@ from timm_robust.cli.arguments import (
     TestExamples,
     Workers,
 )
-from timm_robust.cli.words import Pairs, dotted, modifiers_of, pairs, words
+from timm_robust.cli.parsing import Pairs, dotted, modifiers_of, pairs, words
 from timm_robust.errors import RunFailed, UserError
 
 
@@ -122,8 +122,8 @@ def train(
         "test_attacks": [] if test_attack == ["none"] else test_attack,
     }
     arguments = _merge(config, {name: value for name, value in given.items() if value is not None}, resume)
-    from timm_robust.api import train as run
-    from timm_robust.result import overfitting_line
+    from timm_robust.api.train import train as run
+    from timm_robust.runs.history import overfitting_line
 
     try:
         result = run(**arguments, resume=resume, quiet=quiet)
@@ -150,7 +150,7 @@ def _merge(config: Path | None, given: dict[str, Any], resume: bool) -> dict[str
     if config is not None:
         values = {**_read_config(config), **values}
     if resume and "output" in values:
-        from timm_robust.manifest import read_asked
+        from timm_robust.runs.folder import read_asked
 
         values = {**read_asked(Path(values["output"])), **values}
     return values
@@ -161,7 +161,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
     import yaml
 
-    from timm_robust import api
+    from timm_robust.api.train import train
     from timm_robust.errors import unknown
 
     try:
@@ -172,7 +172,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no settings: expected lines such as `model: resnet18`")
-    known = [name for name in inspect.signature(api.train).parameters if name not in ("resume", "quiet")]
+    known = [name for name in inspect.signature(train).parameters if name not in ("resume", "quiet")]
     content = {str(name).replace("-", "_"): value for name, value in content.items()}
     for name in content:
         if name not in known:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from timm_robust.data.images import SMALL, Images, SomeImages, native_size
-from timm_robust.data.sources import RawData, RawSplit, read_source
+from timm_robust.data.raw import RawData, RawSplit
+from timm_robust.data.sources import read_source
 from timm_robust.data.split import evaluation_order, held_out_size, hold_out
 from timm_robust.data.streaming import Progress, decode_all
 from timm_robust.errors import UserError

@@ -21,9 +21,10 @@ from typing import Any
 import numpy as np
 
 from timm_robust.data.images import FileImages
-from timm_robust.data.sources import RawData, RawSplit, image_files, read_source
+from timm_robust.data.raw import RawData, RawSplit
+from timm_robust.data.sources import image_files, read_source
 from timm_robust.errors import UserError
-from timm_robust.manifest import DISTILLATION, MANIFEST
+from timm_robust.runs.folder import DISTILLATION, MANIFEST
 
 OBSERVER = "observer"
 

@@ -39,7 +39,7 @@ from timm_robust.data.images import ChainedImages, SomeImages
 from timm_robust.data.mixing import count_steps, extra_count, mixed_order
 from timm_robust.data.streaming import Geometry, Stream
 from timm_robust.errors import UserError, unknown
-from timm_robust.recipe import AUGMENTATIONS
+from timm_robust.recipes.recipe import AUGMENTATIONS
 
 
 class TrainLoader(Protocol):

@@ -6,7 +6,6 @@ import os
 import zipfile
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,45 +13,16 @@ import numpy as np
 import torch
 
 from timm_robust.data.arrays import to_labels, to_pixels
-from timm_robust.data.images import ArrayImages, DatasetImages, FileImages, Images, SomeImages, Unreadable
+from timm_robust.data.images import ArrayImages, DatasetImages, FileImages, Unreadable
+from timm_robust.data.raw import RawData, RawSplit
 from timm_robust.data.split import hold_out
 from timm_robust.errors import UserError, nearest, unknown
 
 if TYPE_CHECKING:
-    from timm_robust.data.distilled import Distilled
+    pass
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 VALIDATION_FOLDERS = ("val", "validation", "valid")
-
-
-@dataclass(frozen=True)
-class RawSplit:
-    """Images as they are stored, and their class numbers, int64 [N]."""
-
-    images: Images
-    labels: np.ndarray
-
-    def take(self, positions: np.ndarray) -> RawSplit:
-        return RawSplit(SomeImages(self.images, positions), self.labels[positions])
-
-
-@dataclass(frozen=True)
-class RawData:
-    """The splits that a source offers; a single one beside training is the test, and `val` is None.
-
-    Distilled data has an image size of its own, and says where it comes from.
-    """
-
-    name: str
-    class_names: tuple[str, ...] | None
-    train: RawSplit
-    val: RawSplit | None
-    test: RawSplit
-    image_size: int | None = None
-    distilled: Distilled | None = None
-
-    def splits(self) -> dict[str, RawSplit]:
-        return {"train": self.train} | ({"val": self.val} if self.val else {}) | {"test": self.test}
 
 
 def read_source(

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from timm_robust.data.sources import RawData, RawSplit, from_dataset, raw_data
+from timm_robust.data.raw import RawData, RawSplit
+from timm_robust.data.sources import from_dataset, raw_data
 from timm_robust.errors import UserError, unknown
 
 PACKAGES = {

@@ -11,11 +11,13 @@ import torchattacks
 from torch import Tensor, nn
 from torchattacks.attack import Attack
 
-from timm_robust.attacks import Attacker, crafting, project, signed_step
+from timm_robust.attacks.attack_mode import crafting
+from timm_robust.attacks.attacker import Attacker
+from timm_robust.attacks.l1 import PGDL1, project_l1
+from timm_robust.attacks.steps import project, signed_step
 from timm_robust.errors import UserError
-from timm_robust.evaluation.l1 import PGDL1, project_l1
-from timm_robust.evaluation.measures import CLASSES_NEEDED, Measure, torchattacks_settings
-from timm_robust.randomness import kept_generators
+from timm_robust.evaluation.attack_spec import CLASSES_NEEDED, Measure, torchattacks_settings
+from timm_robust.utils.random import kept_generators
 
 Attempt = Callable[[Tensor, Tensor], Tensor]
 """Makes adversarial images [N, C, H, W], inside the ball and inside [0, 1], of images and their targets [N]."""
@@ -131,7 +133,7 @@ def _apgd(name: str, attacker: Attacker, num_classes: int) -> Attempt:
     F. Croce, M. Hein, ICML 2020, arXiv:2003.01690, section 4: 100 iterations; under L1 (arXiv:2103.01208) radii of 3, 2
     and 1 eps one after the other, five restarts, five targets.
     """
-    from timm_robust.evaluation.autoattack import implementation
+    from timm_robust.evaluation.autoattack_package import implementation
 
     base = importlib.import_module(f"{implementation()}.autopgd_base")
     threat, l1 = attacker.threat, attacker.threat.norm == "L1"

@@ -23,15 +23,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from timm_robust.attacks import crafting
+from timm_robust.attacks.attack_mode import crafting
 from timm_robust.errors import UserError, unknown
-from timm_robust.evaluation.accuracy import require_eval
-from timm_robust.evaluation.measures import CLASSES_NEEDED
-from timm_robust.randomness import kept_generators
+from timm_robust.evaluation.attack_spec import CLASSES_NEEDED
+from timm_robust.evaluation.autoattack_package import PACKAGES, implementation, implementation_version
+from timm_robust.evaluation.preconditions import require_eval
 from timm_robust.threat import Threat
-
-PACKAGES = ("autoattack", "pyautoattack")
-"""Import names: the authors' repository, and the release."""
+from timm_robust.utils.random import kept_generators
 
 STANDS, WRONG = -1, 0
 """What `fell_to` says of an image that stands, and of one that was misclassified before any attack."""
@@ -109,29 +107,6 @@ class _Log:
                 self.flags.append(meaning)
 
     debug = info = warning = log
-
-
-def implementation() -> str:
-    """Import name of the installed implementation: the authors' package where it is there, else the released one.
-
-    Raises:
-        UserError: neither is installed.
-    """
-    for name in PACKAGES:
-        with contextlib.suppress(ValueError):  # RobustBench's stand-in, while that is imported
-            spec = importlib.util.find_spec(name)
-            # a package, not just some folder or a script of that name
-            if spec is not None and spec.origin is not None and spec.submodule_search_locations:
-                return name
-    raise UserError("AutoAttack is not installed: pip install pyautoattack")
-
-
-def implementation_version(package: str | None = None) -> str:
-    """Package and version, such as "pyautoattack 0.2.0"."""
-    package = package or implementation()
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        return f"{package} {importlib.metadata.version(package)}"
-    return f"{package} (version unknown)"
 
 
 def attacks_for(num_classes: int, version: str = "standard") -> tuple[list[str], int]:

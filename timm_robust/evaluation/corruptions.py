@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from timm_robust.data.images import FileImages, Unreadable, fit
 from timm_robust.data.sources import image_files, subfolders
 from timm_robust.errors import UserError, unknown
-from timm_robust.evaluation.accuracy import require_eval, right
+from timm_robust.evaluation.accuracy import right
+from timm_robust.evaluation.preconditions import require_eval
 
 ALEXNET_ERRORS = {
     "gaussian_noise": 0.886428, "shot_noise": 0.894468, "impulse_noise": 0.922640, "defocus_blur": 0.819880,

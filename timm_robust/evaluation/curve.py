@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from timm_robust.errors import UserError
-from timm_robust.evaluation.accuracy import parse_measure, verdicts_of
+from timm_robust.evaluation.accuracy import verdicts_of
+from timm_robust.evaluation.attack_spec import parse_measure
 from timm_robust.evaluation.state import EvaluationState, subject_key
 from timm_robust.evaluation.statistics import wilson
 from timm_robust.threat import Threat, parse_eps

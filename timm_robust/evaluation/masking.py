@@ -16,10 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from timm_robust.attacks import Attacker, crafting, project
-from timm_robust.evaluation.accuracy import accuracy, in_batches, parse_measure, right, survivors, verdicts_of
+from timm_robust.attacks.attack_mode import crafting
+from timm_robust.attacks.attacker import Attacker
+from timm_robust.attacks.l1 import project_l1
+from timm_robust.attacks.steps import project
+from timm_robust.evaluation.accuracy import accuracy, in_batches, right, survivors, verdicts_of
+from timm_robust.evaluation.attack_spec import parse_measure
 from timm_robust.evaluation.attempts import margin
-from timm_robust.evaluation.l1 import project_l1
 from timm_robust.threat import Threat
 
 SLACK = 0.01

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from timm_robust.checkpoint import write_text
 from timm_robust.errors import UserError
+from timm_robust.utils.files import write_text
 
 FORMAT = 2
 

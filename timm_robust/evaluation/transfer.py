@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from timm_robust.attacks import Attacker
+from timm_robust.attacks.attacker import Attacker
 from timm_robust.errors import UserError
-from timm_robust.evaluation.accuracy import in_batches, parse_measure, require_eval, right, survivors
+from timm_robust.evaluation.accuracy import in_batches, right, survivors
+from timm_robust.evaluation.attack_spec import Measure, parse_measure, require_possible
 from timm_robust.evaluation.attempts import attempts
-from timm_robust.evaluation.measures import Measure, require_possible
-from timm_robust.randomness import kept_generators
+from timm_robust.evaluation.preconditions import require_eval
 from timm_robust.threat import Threat
+from timm_robust.utils.random import kept_generators
 
 STOP_AT_SUCCESS = ("APGD", "APGDT", "FAB", "Square", "CW", "DeepFool")
 """Classes of torchattacks that return the clean image where the source did not fall, and go no further where it did."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from timm_robust.options import Options, bn_option, option
 from timm_robust.plugin.hookspecs import hookimpl
 from timm_robust.plugin.manager import get_manager
-from timm_robust.plugin.options import Options, bn_option, option
 from timm_robust.plugin.spec import API_VERSION, DefenseSpec, DistillerSpec, ModelsSpec, ModifierSpec, Reference
 
 __all__ = [

@@ -5,11 +5,7 @@ from __future__ import annotations
 import traceback
 from dataclasses import dataclass
 
-from timm_robust.errors import UserError
-
-
-class PluginError(Exception):
-    """A plugin breaks the rules; the sentence is meant for its author."""
+from timm_robust.errors import PluginError, UserError
 
 
 class PluginConflict(PluginError, UserError):

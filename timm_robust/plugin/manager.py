@@ -22,15 +22,15 @@ from typing import TYPE_CHECKING, Any
 
 import pluggy
 
-from timm_robust.errors import UserError, nearest, unknown
-from timm_robust.plugin.errors import PluginConflict, PluginError, PluginFailure
-from timm_robust.plugin.found import RECORDS, AnyCode, AnySpec, Plugin, Provided, api_gap, supported
+from timm_robust.errors import PluginError, UserError, nearest, unknown
+from timm_robust.plugin.callbacks import Observers
+from timm_robust.plugin.errors import PluginConflict, PluginFailure
 from timm_robust.plugin.hookspecs import PROJECT, Hooks
-from timm_robust.plugin.observers import Observers
+from timm_robust.plugin.registry import RECORDS, AnyCode, AnySpec, Plugin, Provided, api_gap, supported
 from timm_robust.plugin.spec import CodeSpec, DefenseSpec, DistillerSpec, ModelsSpec, ModifierSpec, Spec, validate
 
 if TYPE_CHECKING:
-    from timm_robust.plugin.options import Options
+    from timm_robust.options import Options
 
 HOST = "timm-robust"
 """Distribution whose plugins may not fail."""

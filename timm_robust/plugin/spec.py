@@ -11,9 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from timm_robust.errors import UserError, nearest
-from timm_robust.plugin.errors import PluginError
-from timm_robust.plugin.options import Options, check_options_class, check_value
+from timm_robust.errors import PluginError, UserError, nearest
+from timm_robust.options import Options, check_options_class, check_value
 
 if TYPE_CHECKING:
     from timm_robust.defense import Defense
@@ -230,7 +229,7 @@ def _problems(spec: Spec) -> Iterator[str]:
 
 
 def _bad_recommendations(recommends: Mapping[str, Any]) -> Iterator[str]:
-    from timm_robust.recipe import Recipe  # not above: recipes are built from our options
+    from timm_robust.recipes.recipe import Recipe  # not above: recipes are built from our options
 
     known = {setting.name: setting for setting in fields(Recipe)}
     for name, value in recommends.items():

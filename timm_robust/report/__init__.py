@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from timm_robust.report.summary import Comparison, Run
+from timm_robust.report.summary import Comparison
+from timm_robust.runs.finished import Run
 
 __all__ = ["Comparison", "Run"]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from timm_robust.result import events
+from timm_robust.runs.history import events
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

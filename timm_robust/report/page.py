@@ -8,8 +8,8 @@ from pathlib import Path
 
 from timm_robust.errors import UserError
 from timm_robust.report.panels import Panel, curve, marks, panels_of, svg
-from timm_robust.report.summary import Run
-from timm_robust.result import best_and_last, best_row, overfitting_line, points
+from timm_robust.runs.finished import Run
+from timm_robust.runs.history import best_and_last, best_row, overfitting_line, points
 
 SPLITS = ("training", "validation", "test")
 

@@ -11,7 +11,7 @@ from html import escape
 from typing import Any
 
 from timm_robust.report.curves import COLOURS, DASHES, GREY, INK, LABEL_INCHES, MARK, STYLE, frame, name_lines
-from timm_robust.result import CATASTROPHIC_OVERFITTING, ROBUST_OVERFITTING, best_row, events
+from timm_robust.runs.history import CATASTROPHIC_OVERFITTING, ROBUST_OVERFITTING, best_row, events
 
 Curve = Sequence[tuple[int, float]]
 

@@ -5,7 +5,6 @@ Numbers come from the files that every run leaves, so that a run of today and on
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -17,8 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from timm_robust.report.curves import draw
-from timm_robust.result import ROBUST_OVERFITTING, events, was_stopped
-from timm_robust.versions import hardware, versions
+from timm_robust.runs.finished import Run
+from timm_robust.utils.environment import hardware, versions
 
 ANSWERED = {"stop": ", stopped", "restore": ", restored", "escalate": ", escalated"}
 """What a row adds about the recipe's answer to a collapse; a warning is none."""
@@ -26,79 +25,6 @@ ANSWERED = {"stop": ", stopped", "restore": ", restored", "escalate": ", escalat
 
 WIDE = 200
 """Columns of a text that has no edge to wrap at."""
-
-
-@dataclass
-class Run:
-    """One method with one seed.
-
-    Attributes:
-        folder: of the run, as `train` makes it.
-        error: the sentence of what ended it, None unless it failed.
-        history: rows of metrics.jsonl.
-        evaluation: content of evaluation.json; empty where there is none.
-        manifest: content of manifest.json; empty where there is none.
-    """
-
-    method: str
-    seed: int
-    folder: Path
-    error: str | None = None
-    done: bool = False
-    history: list[dict[str, Any]] = field(default_factory=list, repr=False)
-    evaluation: dict[str, Any] = field(default_factory=dict, repr=False)
-    manifest: dict[str, Any] = field(default_factory=dict, repr=False)
-
-    def read(self, attacks: Sequence[str]) -> None:
-        """Reads the folder; `done` says whether all epochs are there, and `attacks` measured on the test split.
-
-        Args:
-            attacks: names as `parse_measure` spells them; with none, no evaluation is expected.
-        """
-        self.manifest = _json(self.folder / "manifest.json")
-        self.evaluation = _json(self.folder / "evaluation.json")
-        try:
-            lines = (self.folder / "metrics.jsonl").read_text().splitlines()
-            self.history = [json.loads(line) for line in lines if line]
-        except (OSError, ValueError):
-            self.history = []
-        epochs = self.manifest.get("recipe", {}).get("epochs", float("inf"))
-        measured = {"clean", *self.evaluation.get("attacks", {})} if self.evaluation else set()
-        self.done = (len(self.history) >= epochs or was_stopped(self.history)) and measured.issuperset(attacks)
-
-    @property
-    def resumable(self) -> bool:
-        """Whether an epoch is kept that training can go on from."""
-        return (self.folder / "manifest.json").is_file() and (self.folder / "last" / "state.pt").is_file()
-
-    @property
-    def best_epoch(self) -> int:
-        """Epoch of best/; 0 without any."""
-        return max((row["epoch"] for row in self.history if row["best"]), default=0)
-
-    @property
-    def events(self) -> list[dict[str, Any]]:
-        """Catastrophic overfitting, in the order in which it was seen."""
-        return events(self.history)
-
-    @property
-    def fallen(self) -> list[dict[str, Any]]:
-        """Robust overfitting that ended the run."""
-        return events(self.history, ROBUST_OVERFITTING)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for comparison.json."""
-        status = "failed" if self.error else "done" if self.done else "unfinished"
-        return {
-            "method": self.method,
-            "seed": self.seed,
-            "folder": self.folder.name,
-            "status": status,
-            "error": self.error,
-            "epochs": len(self.history),
-            "best_epoch": self.best_epoch,
-            "events": self.events,
-        }
 
 
 @dataclass(repr=False)
@@ -339,12 +265,3 @@ def _between(values: Sequence[int]) -> str:
         return "-"
     low, high = min(values), max(values)
     return str(low) if low == high else f"{low}-{high}"
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """The object in a file; empty where it is not there or damaged, and the run then counts as unfinished."""
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

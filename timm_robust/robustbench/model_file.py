@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from timm_robust.errors import UserError
 from timm_robust.robustbench.record import Board, timm_name_for
-from timm_robust.versions import versions
+from timm_robust.utils.environment import versions
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from timm_robust.models import ModelRecord, PixelModel
+    from timm_robust.models.pixel_model import ModelRecord, PixelModel
 
 CROP_SHARE = 0.875
 """Of the shorter side of an ImageNet image, in the evaluation view; at 224 pixels RobustBench's Res256Crop224."""
@@ -121,7 +121,7 @@ def write_model_file(folder: Path, model: PixelModel, board: Board, model_id: st
     Raises:
         UserError: a network that no file can make again.
     """
-    from timm_robust.checkpoint import write_text
+    from timm_robust.utils.files import write_text
 
     record = model.record
     base = type(model.model)

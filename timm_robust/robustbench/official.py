@@ -77,9 +77,9 @@ def benchmark(
     Raises:
         UserError: no real RobustBench, a model in train mode, no such board, or data that is not there.
     """
-    from timm_robust.attacks import crafting
-    from timm_robust.evaluation.accuracy import require_eval
+    from timm_robust.attacks.attack_mode import crafting
     from timm_robust.evaluation.autoattack import kept_process_state
+    from timm_robust.evaluation.preconditions import require_eval
 
     require_eval(model)
     board = find_board(dataset, threat)
@@ -154,7 +154,7 @@ def benchmark_entry(
     Raises:
         UserError: as `benchmark`; a number of classes that no board has.
     """
-    from timm_robust.versions import versions
+    from timm_robust.utils.environment import versions
 
     board = require_board(model, images, threat)
     started = time.perf_counter()

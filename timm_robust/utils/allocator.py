@@ -44,7 +44,7 @@ def _tuned_by_user() -> bool:
 def _set_thresholds() -> bool:
     try:
         libc = ctypes.CDLL(None)
-        libc.gnu_get_libc_version  # noqa: B018: another C library has no such symbol
+        libc.gnu_get_libc_version  # noqa: B018  # another C library has no such symbol
         mallopt = libc.mallopt
     except (OSError, AttributeError, TypeError):  # TypeError: Windows has no default library
         return False

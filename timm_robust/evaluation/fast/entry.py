@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from timm_robust.errors import unknown
-from timm_robust.evaluation import processes
 from timm_robust.evaluation.fast.network import PRECISIONS
 from timm_robust.evaluation.fast.run import run_fast
 from timm_robust.threat import Threat
+from timm_robust.utils import distributed as processes
 
 JOBS = ("ended", "close")
 """What a state has for each job, bool [N, jobs]."""

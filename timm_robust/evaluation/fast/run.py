@@ -20,12 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from timm_robust.errors import UserError
-from timm_robust.evaluation.accuracy import require_eval
 from timm_robust.evaluation.fast import apgd, fab, square
 from timm_robust.evaluation.fast.apgd import APGD, APGDState
 from timm_robust.evaluation.fast.lanes import Attack, Problem, Queue, sweep
 from timm_robust.evaluation.fast.network import Network
 from timm_robust.evaluation.fast.verdict import Judge
+from timm_robust.evaluation.preconditions import require_eval
 from timm_robust.threat import Threat
 
 STREAMS = {"apgd-ce": 1, "apgd-dlr": 2, "apgd-t": 3, "fab": 4, "fab-t": 5, "square": 6}

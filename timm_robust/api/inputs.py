@@ -1,0 +1,147 @@
+"""What a measurement starts from: a network, the first test images, the threat. Torch-free at import."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from timm_robust.errors import UserError
+from timm_robust.threat import EVALUATION_NORMS, Threat, make_threat
+from timm_robust.utils.allocator import keep_freed_memory
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from timm_robust.data import DataBundle
+
+ZOO = "zoo:"
+"""Begins the name of a network of RobustBench's zoo, where a checkpoint is expected."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network, the test images it is measured on, and the threat.
+
+    Attributes:
+        name: folder of the checkpoint, or what the network is called.
+        model: in eval mode, images in [0, 1] to logits.
+        images: float [N, C, H, W] in [0, 1].
+        targets: int64 [N], as the network numbers its classes.
+        threat: asked for, else that of the training.
+        data: name of the data.
+        card: the content of model.json; empty where there is none.
+    """
+
+    name: str
+    model: nn.Module
+    images: Tensor
+    targets: Tensor
+    threat: Threat
+    data: str
+    card: dict[str, Any]
+
+
+def open_subject(
+    checkpoint: str | Path | nn.Module,
+    data: Any = None,
+    *,
+    n_examples: int | None = None,
+    eps: str | float | None = None,
+    norm: str | None = None,
+    data_dir: str | None = None,
+    download: bool = False,
+    device: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Subject:
+    """Loads a network and the first test images; arguments as in `timm_robust.evaluate`.
+
+    Args:
+        progress: told how many images are read.
+
+    Raises:
+        UserError: no such checkpoint, data that does not fit it, more images wanted than there are, or a model in train
+            mode.
+    """
+    from timm_robust.data import as_tensors, load_data
+    from timm_robust.evaluation.preconditions import require_eval
+
+    if n_examples is not None and n_examples < 1:
+        raise UserError(f"n_examples is {n_examples}: expected at least 1")
+    model, name, card = _network(checkpoint, norm, device, download)
+    require_eval(model)
+    data = card.get("data", {}).get("name") if data is None else data
+    if data is None:
+        raise UserError("no data to measure on: pass data, such as 'digits' or a folder with test/CLASS/*")
+    bundle = load_data(
+        data,
+        image_size=card["model"]["image_size"] if card else None,
+        seed=card.get("seed", 0),
+        device="cpu",
+        data_dir=data_dir,
+        download=download,
+        test_only=True,
+        progress=progress,
+    )
+    if n_examples is not None and n_examples > len(bundle.test):
+        raise UserError(
+            f"n_examples is {n_examples}, the test split of {bundle.name} has only {len(bundle.test)} images"
+        )
+    trained = card.get("threat", {})
+    if eps is None and (norm is None or norm.lower() == str(trained.get("norm")).lower()):
+        eps = trained.get("eps_text")
+    threat = make_threat(norm or trained.get("norm", "Linf"), eps, image_size=bundle.image_size, norms=EVALUATION_NORMS)
+    images, targets = as_tensors(bundle.test, n_examples or len(bundle.test))
+    targets = _numbered(targets, name, card.get("data", {}).get("class_names") or (), bundle)
+    if card and int(targets.max()) >= (classes := card["model"]["num_classes"]):
+        raise UserError(f"the data has class number {int(targets.max())}, the model has only {classes} classes")
+    return Subject(name, model, images, targets, threat, bundle.name, card)
+
+
+def _numbered(targets: Tensor, name: str, known: Sequence[str], bundle: DataBundle) -> Tensor:
+    """The targets as the network numbers them: by name where it learned all classes of the data, else as they are.
+
+    Where they stay as they are, says which class has another name; mere numbers, as of arrays, are no names.
+    """
+    if set(bundle.class_names) <= set(known):
+        return targets.new_tensor([known.index(one) for one in bundle.class_names])[targets]
+    if any(all(label.isdecimal() for label in labels) for labels in (known, bundle.class_names)):
+        return targets
+    different = [pair for pair in zip(known, bundle.class_names, strict=False) if pair[0] != pair[1]]
+    if different:
+        one, other = different[0]
+        warnings.warn(
+            f"{name} learned {one!r} where {bundle.name} has {other!r}, and {len(different) - 1} more of {len(known)} "
+            "classes differ in name or order: is this the right data?",
+            stacklevel=3,
+        )
+    return targets
+
+
+def _network(
+    checkpoint: str | Path | nn.Module, norm: str | None, device: str | None, download: bool
+) -> tuple[nn.Module, str, dict[str, Any]]:
+    """The network, its name, and its card where it has one."""
+    from timm_robust.runs.checkpoint import find_checkpoint, load, read_card
+    from timm_robust.utils.distributed import own_device
+
+    where = device or own_device()
+    keep_freed_memory(where)
+    if str(checkpoint).startswith(ZOO) and isinstance(checkpoint, str):
+        from timm_robust.robustbench import load_zoo
+
+        # zoo:NAME is of the board cifar10, zoo:cifar100/NAME of another
+        dataset, _, name = checkpoint.removeprefix(ZOO).rpartition("/")
+        return load_zoo(name, dataset or "cifar10", norm or "Linf", download=download).to(where), checkpoint, {}
+    if isinstance(checkpoint, (str, Path)):
+        return load(checkpoint, device=where), str(find_checkpoint(checkpoint)), read_card(checkpoint)
+    # a module stays where it is unless another device is asked for
+    return checkpoint if device is None else checkpoint.to(device), type(checkpoint).__name__, {}
+
+
+def best_device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"

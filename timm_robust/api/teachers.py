@@ -1,0 +1,79 @@
+"""Trained networks for methods that learn from some: the user's own, or trained first."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from torch import nn
+
+from timm_robust.data import DataBundle
+from timm_robust.errors import UserError
+from timm_robust.models.class_order import Observer, class_columns
+from timm_robust.options import Options
+from timm_robust.plugin.spec import DefenseSpec
+from timm_robust.runs.checkpoint import load, read_card
+from timm_robust.runs.folder import MANIFEST, is_first_process
+from timm_robust.training.config import Job
+
+
+def trained_teachers(spec: DefenseSpec, options: Options, job: Job, train: Callable[..., Any]) -> dict[str, nn.Module]:
+    """The teachers of a run, frozen and in eval mode.
+
+    Args:
+        spec: of the method; its `teachers` name the options, and the method that trains each.
+        options: of the run; an option that is None takes the teacher that came with the data, else has one trained into
+            the run's folder, under its name.
+        job: the run.
+        train: trains with the run's own arguments, but for what is passed.
+
+    Returns:
+        networks by option, images in [0, 1] -> logits of the run's classes.
+
+    Raises:
+        UserError: a folder without checkpoint, or a teacher of other classes or images.
+    """
+    came = job.data.distilled.teachers if job.data.distilled else {}
+    given = {option: getattr(options, option) or came.get(option) for option in spec.teachers}
+    for path in given.values():
+        if path is not None:
+            _columns(path, job.data)  # before another is trained for nothing
+    found: dict[str, nn.Module] = {}
+    for option, method in spec.teachers.items():
+        own = None if job.model.record.architecture else copy.deepcopy(job.model.model)
+        folder = given[option]
+        if folder is None:
+            folder = job.output / option
+            if is_first_process():
+                job.display.say(
+                    f"method {spec.name} learns from a teacher: training it with method {method} first "
+                    f"(-o {option}=FOLDER takes one that is there)"
+                )
+            train(
+                **({} if own is None else {"model": own}),
+                method=method,
+                method_args=None,
+                modifiers=(),
+                test_attacks=(),
+                output=folder,
+                resume=(folder / MANIFEST).is_file(),
+                workers=job.workers,
+                quiet=job.display.quiet,
+            )
+            PartialState().wait_for_everyone()  # the first process writes
+        teacher = load(folder, model=None if read_card(folder)["model"]["architecture"] else own)
+        found[option] = Observer(teacher, _columns(folder, job.data)).requires_grad_(False).eval()
+    return found
+
+
+def _columns(folder: str | Path, data: DataBundle) -> list[int] | None:
+    """Where the teacher has the classes of the data; refuses one of other classes or images."""
+    card, owner = read_card(folder), f"teacher {str(folder)!r}"
+    model = card["model"]
+    if model["image_size"] != data.image_size:
+        raise UserError(f"{owner} was trained on {model['image_size']} pixels, this data has {data.image_size}")
+    known = card.get("data", {}).get("class_names")
+    return class_columns(known, data.class_names, model["num_classes"], owner=owner)

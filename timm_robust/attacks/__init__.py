@@ -1,0 +1,17 @@
+"""Attacks through torchattacks, behind a guard that enforces the threat; what a plugin author imports."""
+
+from timm_robust.attacks.attack_mode import crafting, frozen_statistics
+from timm_robust.attacks.attacker import Attacker, AttackView, attack_names
+from timm_robust.attacks.pgd import WorstCaseAPGD
+from timm_robust.attacks.steps import project, signed_step
+
+__all__ = [
+    "AttackView",
+    "Attacker",
+    "WorstCaseAPGD",
+    "attack_names",
+    "crafting",
+    "frozen_statistics",
+    "project",
+    "signed_step",
+]

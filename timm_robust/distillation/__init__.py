@@ -1,0 +1,1 @@
+"""Distilled data sets: the observer that judges images, and the folder that holds them."""

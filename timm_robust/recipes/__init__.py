@@ -1,0 +1,1 @@
+"""Training settings, and named sets of them. Torch-free."""

@@ -1,0 +1,62 @@
+"""Everything that one training run needs, resolved: what `api.train` hands to the engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from timm_robust.data import DataBundle
+from timm_robust.defense import Defense
+from timm_robust.errors import UserError
+from timm_robust.models.pixel_model import PixelModel
+from timm_robust.modifier import Modifier
+from timm_robust.plugin.manager import Observers
+from timm_robust.recipes.recipe import Recipe
+from timm_robust.threat import Threat
+from timm_robust.utils.progress import Display
+
+
+@dataclass
+class Job:
+    """One training run.
+
+    Attributes:
+        card: what checkpoints say of the run beside the model.
+        modifiers: by name, in the order in which they hold around the weights.
+        teachers: trained networks by the option that names them.
+    """
+
+    model: PixelModel
+    defense: Defense
+    data: DataBundle
+    recipe: Recipe
+    threat: Threat
+    output: Path
+    card: dict[str, Any]
+    modifiers: dict[str, Modifier] = field(default_factory=dict)
+    teachers: dict[str, nn.Module] = field(default_factory=dict)
+    seed: int = 0
+    precision: str = "fp32"
+    device: str | None = None
+    channels_last: bool = True
+    compile: bool = False
+    workers: int | None = None
+    resume: bool = False
+    trackers: list[str] = field(default_factory=list)
+    display: Display = field(default_factory=Display)
+    observers: Observers | None = None
+
+    def require_fit(self) -> None:
+        """Refuses what the method cannot do, before anything is trained.
+
+        Raises:
+            UserError: a norm that it does not know, or torch.compile where it differentiates twice.
+        """
+        name, defense = self.card.get("method") or type(self.defense).__name__, self.defense
+        if self.threat.norm not in defense.norms:
+            raise UserError(f"method {name!r} knows the norm {' or '.join(defense.norms)} only, not {self.threat.norm}")
+        if self.compile and defense.differentiates_twice:
+            raise UserError(f"method {name!r} differentiates twice, which torch.compile cannot: leave --compile out")

@@ -1,0 +1,1 @@
+"""What watches a run, a file each; the loop knows only events."""

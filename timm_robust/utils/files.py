@@ -1,0 +1,77 @@
+"""Files that hold what was measured: the place is asked for before hours are spent, and a full disk loses nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from timm_robust.errors import UserError
+
+if TYPE_CHECKING:
+    from timm_robust.utils.progress import Display
+
+
+def require_place(path: str | Path | None, what: str = "record") -> None:
+    """Refuses a file in a folder that is not there, and a folder in place of a file.
+
+    Args:
+        path: None for no file.
+        what: it is, for the sentence.
+
+    Raises:
+        UserError: either of them.
+    """
+    if path is None:
+        return
+    if not Path(path).resolve().parent.is_dir():
+        raise UserError(f"the folder of the {what} {str(path)!r} does not exist: make it first")
+    if Path(path).is_dir():
+        raise UserError(f"the {what} {str(path)!r} is a folder: expected a file name")
+
+
+def kept_in(checkpoint: str, name: str) -> Path | None:
+    """A file in a checkpoint's folder, for what an unfinished measurement keeps; None where there can be none."""
+    folder = Path(checkpoint)
+    return folder / name if folder.is_dir() and os.access(folder, os.W_OK) else None
+
+
+def write_record(path: str | Path, content: dict[str, Any], display: Display) -> bool:
+    """Writes a record as JSON, and says whether it did: a full disk is a warning, the result is still returned."""
+    from timm_robust.utils.files import write_json
+
+    try:
+        write_json(Path(path), content)
+    except OSError as error:
+        display.warn(f"the record could not be written to {path} ({error})")
+        return False
+    return True
+
+
+def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    """Writes beside `path` and renames, so that a kill or a full disk never leaves half a file under that name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file atomically."""
+    write_atomically(path, lambda file: file.write_text(text))
+
+
+def write_json(path: Path, content: Any) -> None:
+    """`content` as indented JSON, atomically."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
