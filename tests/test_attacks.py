@@ -8,7 +8,7 @@ import torchattacks
 from torch import nn
 from torchattacks.attack import Attack
 
-from timm_robust.attacks.attack_mode import crafting
+from timm_robust.attacks.attack_mode import attack_mode
 from timm_robust.attacks.attacker import Attacker
 from timm_robust.attacks.steps import project
 from timm_robust.errors import UserError
@@ -117,9 +117,9 @@ def test_frozen_uses_batch_statistics(small_model, images):
     small_model.train()
     with torch.no_grad():
         expected = small_model(images)
-        with crafting(small_model, "frozen"):
+        with attack_mode(small_model, "frozen"):
             frozen = small_model(images)
-        with crafting(small_model, "eval"):
+        with attack_mode(small_model, "eval"):
             stored = small_model(images)
     assert torch.allclose(frozen, expected, atol=1e-6)
     assert not torch.allclose(frozen, stored, atol=1e-3)
@@ -137,7 +137,7 @@ def test_stochastic_depth_follows_the_mode(images):
         data_std=[0.2] * 3,
         model_kwargs={"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16), "drop_path_rate": 0.5},
     ).train()
-    with torch.no_grad(), crafting(model, "eval"):
+    with torch.no_grad(), attack_mode(model, "eval"):
         assert torch.equal(model(images), model(images))
 
 
@@ -222,13 +222,13 @@ def test_project_is_the_nearest_point():
 
 @pytest.mark.parametrize("reach", [0.5, 1.0, 2.5])
 @pytest.mark.parametrize("threat", [LINF, L2], ids=str)
-def test_reach_is_the_balls_radius(small_model, images, targets, threat, reach):
+def test_reach_is_the_balls_radius(small_model, images, targets, threat, eps_multiplier):
     images = images / 5 + 0.3  # far enough from 0 and 1
-    settings = {} if reach == 1 else {"reach": reach}
+    settings = {} if eps_multiplier == 1 else {"reach": eps_multiplier}
     delta = Attacker(small_model, threat)(images, targets, Rude, value=7.0, **settings) - images
     size = delta.abs().amax((1, 2, 3)) if threat.norm == "Linf" else delta.flatten(1).norm(dim=1)
-    assert torch.allclose(size, torch.full((6,), reach * threat.eps), rtol=1e-4)
-    at_the_edge = project(torch.full_like(images, 7.0), images + 0.45, threat, reach)
+    assert torch.allclose(size, torch.full((6,), eps_multiplier * threat.eps), rtol=1e-4)
+    at_the_edge = project(torch.full_like(images, 7.0), images + 0.45, threat, eps_multiplier)
     assert at_the_edge.max() <= 1
 
 

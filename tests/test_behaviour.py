@@ -98,6 +98,6 @@ def test_stronger_attacks_leave_less(trained, images, method):
 
 def test_sat_is_the_smooth_twin(trained):
     """Same recipe and budget as fgsm-rs; what was trained has no ReLU left."""
-    card = timm_robust.load(trained["sat"].folder).record
-    assert card.activation == "silu"
-    assert timm_robust.load(trained["fgsm-rs"].folder).record.activation is None
+    metadata = timm_robust.load(trained["sat"].folder).config
+    assert metadata.activation == "silu"
+    assert timm_robust.load(trained["fgsm-rs"].folder).config.activation is None

@@ -20,8 +20,8 @@ def test_a_broken_family_is_a_row_and_the_table_stands(tmp_path: Path) -> None:
 
 
 def test_the_shipped_table_is_clean() -> None:
-    shipped = (Path(census.__file__).parent / "census.md").read_text()
-    assert shipped.startswith("# Census") and "timm 1." in shipped and shipped.count("\n| ") > 80
+    eval_model = (Path(census.__file__).parent / "census.md").read_text()
+    assert eval_model.startswith("# Census") and "timm 1." in eval_model and eval_model.count("\n| ") > 80
 
 
 @pytest.mark.slow

@@ -25,8 +25,8 @@ def test_load_gives_the_trained_network(train_small, settings):
     result = train_small("sat", epochs=1, **settings)
     model = timm_robust.load(result.output / "last")
     assert not model.training
-    card = json.loads((result.output / "last/model.json").read_text())
-    assert card["threat"]["eps_text"] == "8/255" and card["method"] == "sat"
+    metadata = json.loads((result.output / "last/model.json").read_text())
+    assert metadata["threat"]["eps_text"] == "8/255" and metadata["method"] == "sat"
     assert model(torch.rand(3, 3, 8, 8)).shape == (3, 10)
     assert result.model(torch.rand(3, 3, 8, 8)).shape == (3, 10)
 
@@ -108,8 +108,8 @@ def test_nothing_there(tmp_path):
 
 def test_newer_format(train_small):
     output = train_small(epochs=1).output
-    card = json.loads((output / "best/model.json").read_text())
-    (output / "best/model.json").write_text(json.dumps({**card, "format": 99}))
+    metadata = json.loads((output / "best/model.json").read_text())
+    (output / "best/model.json").write_text(json.dumps({**metadata, "format": 99}))
     with pytest.raises(UserError, match="has format 99, this version reads up to 1: upgrade timm-robust"):
         timm_robust.load(output)
 

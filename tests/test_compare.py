@@ -16,7 +16,7 @@ from timm_robust import UserError
 from timm_robust.cli import by_method, main
 from timm_robust.report import Comparison
 from timm_robust.report.curves import curve, draw, first_collapse, spread_out
-from timm_robust.runs.finished import Run
+from timm_robust.runs.finished import FinishedRun
 
 
 @pytest.fixture
@@ -234,18 +234,18 @@ def test_options_by_method():
             by_method([wrong])
 
 
-def a_run(method, seed, robust, collapse=None, answer="warn", verdicts=(1, 0), tmp="."):
+def a_run(method, seed, robust, collapse=None, answer="warn", robust_correct=(1, 0), tmp="."):
     history = [
         {"epoch": i, "val_robust": value, "seconds": 1.0, "passes": 2.0, "best": i == 1}
         for i, value in enumerate(robust, 1)
     ]
     if collapse:
         history[-1]["events"] = [{"epoch": collapse, "answer": answer}]
-    run = Run(method, seed, tmp, done=True, history=history)
+    run = FinishedRun(method, seed, tmp, done=True, history=history)
     run.evaluation = {
         "n_examples": 4,
         "clean_accuracy": 0.5,
-        "attacks": {"autoattack": {"n_examples": len(verdicts), "robust": list(verdicts)}},
+        "attacks": {"autoattack": {"n_examples": len(robust_correct), "robust": list(robust_correct)}},
     }
     run.manifest = {
         "model": {"architecture": "resnet18"},
@@ -259,7 +259,7 @@ def a_run(method, seed, robust, collapse=None, answer="warn", verdicts=(1, 0), t
 
 def test_collapse_and_images_in_common(tmp_path):
     runs = [
-        a_run("fgsm", 0, [0.3, 0.4, 0.0], collapse=3, verdicts=(1, 1, 1)),
+        a_run("fgsm", 0, [0.3, 0.4, 0.0], collapse=3, robust_correct=(1, 1, 1)),
         a_run("fgsm", 1, [0.3, 0.4, 0.0], collapse=2),
         a_run("fgsm", 2, [0.3, 0.4, 0.4]),
         a_run("sat", 0, [0.3, 0.4, 0.0], collapse=2, answer="stop"),
@@ -275,7 +275,9 @@ def test_collapse_and_images_in_common(tmp_path):
     with console.capture() as captured:
         result.show(console)  # a narrow terminal has what happened below the table
     assert "fgsm: collapsed in epochs 2-3" in captured.get() and "±\n" not in captured.get()
-    assert sat["clean"]["sd"] is None and "nothing" not in repr(Comparison(tmp_path, [Run("fgsm", 0, tmp_path)]))
+    assert sat["clean"]["sd"] is None and "nothing" not in repr(
+        Comparison(tmp_path, [FinishedRun("fgsm", 0, tmp_path)])
+    )
 
 
 def test_the_picture(tmp_path):

@@ -154,7 +154,7 @@ def test_lost_weights_stop_the_run_though_the_loss_is_finite(train_small, monkey
 
     def lose(self, epoch):
         with torch.no_grad():
-            self.run.bare.model.layer4[0].conv1.weight[0, 0, 0, 0] = float("nan")
+            self.run.unwrapped_model.model.layer4[0].conv1.weight[0, 0, 0, 0] = float("nan")
 
     monkeypatch.setattr(FGSMRS, "commit", lambda self, batch, perturbed, output: lose(self, 0))
     monkeypatch.setattr("timm_robust.training.engine.require_finite_loss", lambda engine, total, step: None)
@@ -180,10 +180,10 @@ def test_full_disk_costs_an_epochs_files_and_not_the_run(train_small, monkeypatc
 def test_full_disk_at_the_end_rescues_the_model(train_small, monkeypatch):
     original = checkpoint.save_model
 
-    def full(folder, model, card):
+    def full(folder, model, metadata):
         if "rescued" not in str(folder):
             raise OSError(28, "No space left on device")
-        original(folder, model, card)
+        original(folder, model, metadata)
 
     monkeypatch.setattr(snapshots, "save_model", full)
     monkeypatch.setattr(checkpoint, "save_model", full)
@@ -212,8 +212,8 @@ def test_metrics_and_manifest(train_small):
 def test_best_is_the_epoch_of_highest_validation_robustness(train_small):
     result = train_small("standard", epochs=4)
     scores = [(row["val_robust"], row["val_clean"]) for row in result.history]
-    card = json.loads((result.output / "best/model.json").read_text())
-    assert scores[card["epoch"] - 1] == max(scores)
+    metadata = json.loads((result.output / "best/model.json").read_text())
+    assert scores[metadata["epoch"] - 1] == max(scores)
 
 
 def test_observers_are_told_and_shielded(train_small, capfd):

@@ -17,9 +17,10 @@ from torch import nn
 
 import timm_robust
 from timm_robust.errors import UserError
-from timm_robust.evaluation import autoattack, evaluate_model
-from timm_robust.evaluation.attack_spec import parse_measure
+from timm_robust.evaluation import autoattack
+from timm_robust.evaluation.attack_spec import parse_attack
 from timm_robust.evaluation.autoattack import STANDS, VERSIONS, attacks_for, run_autoattack
+from timm_robust.evaluation.evaluate import evaluate_model
 from timm_robust.threat import Threat, make_threat
 
 THREAT = make_threat(image_size=8)
@@ -466,8 +467,8 @@ def test_images_outside_the_range_and_labels_the_model_lacks():
 
 
 def test_names():
-    assert parse_measure("pgd").name == "pgd-50-10"
-    assert (parse_measure("PGD-20").steps, parse_measure("pgd-20").restarts) == (20, 1)
+    assert parse_attack("pgd").name == "pgd-50-10"
+    assert (parse_attack("PGD-20").steps, parse_attack("pgd-20").restarts) == (20, 1)
     for wrong in ("pgd-0-1", "pgd-a", "", "auto"):
         with pytest.raises(UserError):
-            parse_measure(wrong)
+            parse_attack(wrong)

@@ -17,7 +17,7 @@ from torch import nn
 
 import timm_robust
 from timm_robust.api import analyze as measuring
-from timm_robust.api.inputs import open_subject
+from timm_robust.api.inputs import load_eval_inputs
 from timm_robust.cli import spread
 from timm_robust.cli.app import app
 from timm_robust.data import as_tensors, load_data
@@ -144,11 +144,11 @@ def test_a_curve_on_a_linear_network_is_known():
         progress=lambda *a: told.append(a),
     )
     assert found.eps == tuple(radii)
-    for eps, row in zip(radii, found.stands, strict=True):
+    for eps, row in zip(radii, found.still_correct, strict=True):
         assert list(row) == (margins > eps * weight.abs().sum()).int().tolist()
     assert found.accuracies[0] == 1 and 0 < found.accuracies[2] < 1 and found.accuracies[-1] == 0
     assert told[-1][1:] == (60, 60)
-    assert found.intervals()[2] == wilson(sum(found.stands[2]), 60)
+    assert found.intervals()[2] == wilson(sum(found.still_correct[2]), 60)
 
 
 @pytest.mark.parametrize("threat", [LINF, L2, L1], ids=str)
@@ -157,7 +157,7 @@ def test_curves_never_rise(threat):
     images, targets = labelled(model)
     found = accuracy_curve(model, images, targets, threat.norm, grid(threat), attack="pgd-3-1")
     assert list(found.accuracies) == sorted(found.accuracies, reverse=True)
-    for smaller, larger in zip(found.stands, found.stands[1:], strict=False):
+    for smaller, larger in zip(found.still_correct, found.still_correct[1:], strict=False):
         assert all(a >= b for a, b in zip(smaller, larger, strict=True))
     assert found.accuracies[0] == pytest.approx(29 / 30) and found.accuracies[-1] < 0.5
     assert json.loads(json.dumps(found.to_dict()))["robust_accuracy"] == list(found.accuracies)
@@ -317,8 +317,8 @@ def test_noise_has_full_length_and_stays_inside(trained):
     images = 0.4 + 0.2 * images[:10]  # far enough from the ends of the range
     for threat, order in ((LINF, math.inf), (L2, 2), (L1, 1)):
         seen.clear()
-        stands = after_noise(Spy().eval(), images, targets[:10], threat, torch.ones(10).bool(), draws=2)
-        assert stands.all() and len(seen) == 2 and not torch.equal(*seen)
+        still_correct = after_noise(Spy().eval(), images, targets[:10], threat, torch.ones(10).bool(), draws=2)
+        assert still_correct.all() and len(seen) == 2 and not torch.equal(*seen)
         for x in seen:
             assert torch.allclose(
                 (x - images).flatten(1).norm(dim=1, p=order), torch.full((10,), threat.eps), rtol=1e-3
@@ -332,11 +332,11 @@ def test_transfer_from_itself_is_the_attack_itself():
     model = network()
     images, targets = labelled(model)
     found = transfer(model, {"itself": model}, images, targets, LINF, attack="pgd-10-1", seed=2, batch_size=9)
-    from timm_robust.evaluation.accuracy import verdicts_of
-    from timm_robust.evaluation.attack_spec import parse_measure
+    from timm_robust.evaluation.accuracy import robust_correct_of
+    from timm_robust.evaluation.attack_spec import parse_attack
 
-    direct = verdicts_of(model, images, targets, LINF, parse_measure("pgd-10-1"), seed=2, batch_size=9)
-    assert list(found.stands["itself"]) == direct.int().tolist()
+    direct = robust_correct_of(model, images, targets, LINF, parse_attack("pgd-10-1"), seed=2, batch_size=9)
+    assert list(found.still_correct["itself"]) == direct.int().tolist()
 
 
 def test_other_sources_are_weaker_and_the_worst_is_over_all():
@@ -348,7 +348,7 @@ def test_other_sources_are_weaker_and_the_worst_is_over_all():
     for attack in ("pgd-10-2", "torchattacks:MIFGSM:steps=10", "fgsm", "cw-linf"):
         found = transfer(model, sources, images, targets, LINF, attack=attack)
         assert found.accuracies["near"] < found.accuracies["far"] <= sum(found.clean) / 40
-        assert list(found.worst) == [a & b for a, b in zip(*found.stands.values(), strict=True)]
+        assert list(found.worst) == [a & b for a, b in zip(*found.still_correct.values(), strict=True)]
         assert not any(found.worst[i] and not found.clean[i] for i in range(40))
     assert found.to_dict()["robust_accuracy_worst"] == pytest.approx(sum(found.worst) / 40)
 
@@ -578,10 +578,10 @@ def test_records_of_other_images_are_not_compared(tmp_path):
 def test_checkpoints_of_other_data_are_not_mixed(shared_run, tmp_path):
     import shutil
 
-    card = json.loads((shared_run / "best/model.json").read_text())
+    metadata = json.loads((shared_run / "best/model.json").read_text())
     for name, change in (("data", {"name": str(tmp_path)}), ("classes", {"class_names": [*"abcdefghij"]})):
         shutil.copytree(shared_run / "best", tmp_path / name)
-        (tmp_path / name / "model.json").write_text(json.dumps({**card, "data": {**card["data"], **change}}))
+        (tmp_path / name / "model.json").write_text(json.dumps({**metadata, "data": {**metadata["data"], **change}}))
     with pytest.raises(UserError, match="source '.*classes' has class 'a' where the target has '0'"):
         measuring.transfer(shared_run, [tmp_path / "classes"], n_examples=5, quiet=True)
     for label in range(10):
@@ -600,7 +600,7 @@ def test_a_killed_curve_goes_on(shared_run, monkeypatch):
     (whole,) = measuring.curve([shared_run], **settings).values()
     kept = shared_run / "best/curve.unfinished"
     assert not kept.exists()
-    run, calls = curve_module.verdicts_of, []
+    run, calls = curve_module.robust_correct_of, []
 
     def killed(*parts, **settings):
         calls.append(1)
@@ -634,9 +634,9 @@ def test_classes_of_another_name_are_pointed_out(shared_run, tmp_path):
     import shutil
 
     shutil.copytree(shared_run / "best", tmp_path / "named")
-    card = json.loads((tmp_path / "named/model.json").read_text())
-    card["data"]["class_names"] = [*"abcdefghij"]
-    (tmp_path / "named/model.json").write_text(json.dumps(card))
+    metadata = json.loads((tmp_path / "named/model.json").read_text())
+    metadata["data"]["class_names"] = [*"abcdefghij"]
+    (tmp_path / "named/model.json").write_text(json.dumps(metadata))
     for label in "abcdefghji":
         place = tmp_path / f"test/{'k' if label == 'j' else label}/0.png"
         place.parent.mkdir(parents=True)
@@ -652,7 +652,7 @@ def test_a_part_of_the_classes_is_matched_by_name(shared_run, tmp_path):
             place = tmp_path / f"test/{label}/{number}.png"
             place.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray((image * 255).round().byte().permute(1, 2, 0).numpy()).save(place)
-    subject = open_subject(shared_run, tmp_path)
+    subject = load_eval_inputs(shared_run, tmp_path)
     assert set(subject.targets.tolist()) == {3, 8}
     chosen = (labels == 3) | (labels == 8)
     with torch.no_grad():

@@ -224,12 +224,14 @@ def test_apgd_walks_as_the_reference(problem, net, threat, loss, double):
     reference.loss = loss
     reference.y_target = shared.ranks[:, 1]
     reference.init_hyperparam(shared.images)
-    best, stands, best_loss, _ = reference.attack_single_run(shared.images, shared.targets, x_init=state.x.contiguous())
+    best, still_correct, best_loss, _ = reference.attack_single_run(
+        shared.images, shared.targets, x_init=state.x.contiguous()
+    )
     for _ in range(61):
         assert not state.done.any()
         attack.step(state)
-    assert state.done.all() and stands.any()
-    assert torch.equal(~state.hit, stands)
+    assert state.done.all() and still_correct.any()
+    assert torch.equal(~state.hit, still_correct)
     torch.testing.assert_close(state.best_loss, best_loss)
     torch.testing.assert_close(state.best, best)
 

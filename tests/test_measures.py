@@ -13,8 +13,8 @@ from torch import nn
 from timm_robust.attacks.attacker import Attacker
 from timm_robust.attacks.l1 import PGDL1, project_l1
 from timm_robust.errors import UserError
-from timm_robust.evaluation.accuracy import right, verdicts_of
-from timm_robust.evaluation.attack_spec import EXAMPLES, Measure, parse_measure, torchattacks_names
+from timm_robust.evaluation.accuracy import right, robust_correct_of
+from timm_robust.evaluation.attack_spec import EXAMPLES, AttackSpec, parse_attack, torchattacks_names
 from timm_robust.evaluation.attempts import attempts, margin
 from timm_robust.evaluation.preconditions import output_warnings, require_deterministic, require_finite
 from timm_robust.threat import EVALUATION_NORMS, Threat, make_threat
@@ -57,7 +57,7 @@ def test_every_attack_stays_inside_the_ball_and_breaks_something(threat):
     images, targets = labelled(model)
     keep = images.clone()
     for name in BY_NORM[threat.norm]:
-        measure = parse_measure(name)
+        measure = parse_attack(name)
         tries = attempts(measure, Attacker(model, threat), 10)
         torch.manual_seed(0)
         for attempt in tries:
@@ -65,11 +65,11 @@ def test_every_attack_stays_inside_the_ball_and_breaks_something(threat):
             assert size(adversarial - images[1:], threat.norm).max() <= threat.eps * (1 + 1e-5), name
             assert adversarial.min() >= 0 and adversarial.max() <= 1, name
             assert not adversarial.requires_grad
-        stands = verdicts_of(model, images, targets, threat, measure, seed=1)
-        assert not stands[0], "misclassified before any attack"
-        assert stands[1:].float().mean() < 1, f"{name} breaks nothing"
-        again = verdicts_of(model, images, targets, threat, measure, seed=1)
-        assert torch.equal(stands, again), f"{name} does not repeat"
+        still_correct = robust_correct_of(model, images, targets, threat, measure, seed=1)
+        assert not still_correct[0], "misclassified before any attack"
+        assert still_correct[1:].float().mean() < 1, f"{name} breaks nothing"
+        again = robust_correct_of(model, images, targets, threat, measure, seed=1)
+        assert torch.equal(still_correct, again), f"{name} does not repeat"
     assert torch.equal(images, keep) and all(p.requires_grad for p in model.parameters())
 
 
@@ -80,7 +80,7 @@ def test_verdicts_leave_the_generator_alone():
     expected = torch.rand(3)
     torch.manual_seed(5)
     for name in ("apgd-ce", "torchattacks:Square:n_queries=5", "cw-linf"):
-        verdicts_of(model, images, targets, LINF, parse_measure(name))
+        robust_correct_of(model, images, targets, LINF, parse_attack(name))
     require_deterministic(model, images)
     assert torch.equal(torch.rand(3), expected)
 
@@ -92,7 +92,7 @@ def test_apgd_is_that_of_autoattack():
     model = network()
     images, targets = labelled(model)
     standing = images[1:], targets[1:]
-    attempt = attempts(parse_measure("apgd-ce"), Attacker(model, LINF), 10)[0]
+    attempt = attempts(parse_attack("apgd-ce"), Attacker(model, LINF), 10)[0]
     torch.manual_seed(3)
     ours = attempt(*standing)
     torch.manual_seed(3)
@@ -115,8 +115,8 @@ def test_cw_linf_climbs_the_margin_where_cross_entropy_has_saturated():
 
     model = Hot().eval()
     images, targets = labelled(model)
-    pgd = verdicts_of(model, images, targets, LINF, parse_measure("pgd-20-1"))
-    assert verdicts_of(model, images, targets, LINF, parse_measure("cw-linf")).sum() < pgd.sum()
+    pgd = robust_correct_of(model, images, targets, LINF, parse_attack("pgd-20-1"))
+    assert robust_correct_of(model, images, targets, LINF, parse_attack("cw-linf")).sum() < pgd.sum()
 
 
 def test_margin():
@@ -184,19 +184,19 @@ def test_l1_is_for_evaluation():
 
 def test_names():
     for name in [one for one in EXAMPLES if one.startswith(("clean", "apgd", "cw", "autoattack"))]:
-        assert parse_measure(name.upper()) == Measure(name)
-    given = parse_measure("torchattacks:mifgsm:steps=20,decay=0.5,alpha=2/255")
+        assert parse_attack(name.upper()) == AttackSpec(name)
+    given = parse_attack("torchattacks:mifgsm:steps=20,decay=0.5,alpha=2/255")
     assert given.attack == "MIFGSM"
     assert dict(given.settings) == {"steps": 20, "decay": 0.5, "alpha": pytest.approx(2 / 255)}
     assert given.name.startswith("torchattacks:MIFGSM:steps=20,decay=0.5,alpha=")
-    assert parse_measure(given.name) == given
-    assert dict(parse_measure("torchattacks:Pixle:x_dimensions=(2,10),restarts=3").settings) == {
+    assert parse_attack(given.name) == given
+    assert dict(parse_attack("torchattacks:Pixle:x_dimensions=(2,10),restarts=3").settings) == {
         "x_dimensions": (2, 10), "restarts": 3,
     }  # fmt: skip
     assert {"PGD", "CW", "Square", "JSMA"} <= set(torchattacks_names())
     assert not {"AutoAttack", "MultiAttack", "LGV"} & set(torchattacks_names())
     for name in torchattacks_names():
-        assert parse_measure(f"torchattacks:{name}").attack == name
+        assert parse_attack(f"torchattacks:{name}").attack == name
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_names():
 )
 def test_wrong_names(name, message):
     with pytest.raises(UserError, match=message):
-        parse_measure(name)
+        parse_attack(name)
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_what_a_threat_or_few_classes_do_not_allow(name, threat, classes, messag
     model = network(classes)
     images, targets = labelled(model, 4)
     with pytest.raises(UserError, match=message):
-        verdicts_of(model, images, targets, threat, parse_measure(name))
+        robust_correct_of(model, images, targets, threat, parse_attack(name))
 
 
 def test_the_step_keeps_its_proportion_to_the_radius(monkeypatch):
@@ -249,7 +249,7 @@ def test_the_step_keeps_its_proportion_to_the_radius(monkeypatch):
     monkeypatch.setattr(torchattacks, "PGD", Spy)
     model = network()
     images, targets = labelled(model, 4)
-    verdicts_of(model, images, targets, LINF, parse_measure("torchattacks:PGD:steps=4"))
+    robust_correct_of(model, images, targets, LINF, parse_attack("torchattacks:PGD:steps=4"))
     assert seen == {"eps": LINF.eps, "alpha": pytest.approx(LINF.eps / 4), "steps": 4}
 
 
@@ -262,7 +262,7 @@ def test_an_attack_that_fails_is_one_sentence(monkeypatch):
     model = network()
     images, targets = labelled(model, 4)
     with pytest.raises(UserError, match="torchattacks:PGD failed on this model .*IndexError: too many indices$"):
-        verdicts_of(model, images, targets, LINF, parse_measure("torchattacks:PGD"))
+        robust_correct_of(model, images, targets, LINF, parse_attack("torchattacks:PGD"))
 
 
 def test_an_attack_that_leaves_the_ball_does_not_count(monkeypatch):
@@ -275,8 +275,8 @@ def test_an_attack_that_leaves_the_ball_does_not_count(monkeypatch):
     monkeypatch.setattr(torchattacks, "PGD", Cheat)
     model = network()
     images, targets = labelled(model)
-    stands = verdicts_of(model, images, targets, LINF, parse_measure("torchattacks:PGD"))
-    assert stands.tolist() == [False] + [True] * 11
+    still_correct = robust_correct_of(model, images, targets, LINF, parse_attack("torchattacks:PGD"))
+    assert still_correct.tolist() == [False] + [True] * 11
 
 
 class Noisy(nn.Module):

@@ -27,11 +27,11 @@ from timm_robust.report import Comparison
 from timm_robust.report.curves import first_collapse
 from timm_robust.report.page import make_report, page
 from timm_robust.report.panels import draw_panels, panels_of
-from timm_robust.runs.finished import Run
+from timm_robust.runs.finished import FinishedRun
 from timm_robust.runs.history import ROBUST_OVERFITTING, best_and_last, overfitting_line, was_stopped
 from timm_robust.training.engine import Engine
 from timm_robust.training.monitors.robust_overfitting import (
-    Diagnosis,
+    RobustOverfittingMonitor,
     calibration_error,
     entropies,
     fallen,
@@ -231,7 +231,7 @@ def test_a_diagnosis_by_hand(train_small, engines):
     """With a radius of next to nothing every image is its own adversarial image."""
     recipe = {**WATCHED, "label_noise": 0.4}
     result = train_small(epochs=3, recipe_args=recipe, eps=1e-9, batch_size=25, lr=0.01)
-    data, best = engines[-1].job.data, max(row["epoch"] for row in result.history if row["best"])
+    data, best = engines[-1].config.data, max(row["epoch"] for row in result.history if row["best"])
     part, positions = some(data.train, 40)
     assert (part.labels == data.train.labels[positions]).all()
     (batch,) = make_eval_loader(part, batch_size=40)
@@ -282,12 +282,12 @@ def test_attacked_images_are_another_matter(train_small):
 def test_a_diagnosis_disturbs_nothing(train_small, engines):
     train_small(epochs=1, recipe_args={**WATCHED, "ema": 0.9})
     engine = engines[-1]
-    model = engine.bare.train()
+    model = engine.unwrapped_model.train()
     norm = next(m for m in model.modules() if isinstance(m, nn.BatchNorm2d)).eval()
     frozen = next(model.parameters()).requires_grad_(False)
 
     def everything():
-        networks = (model, engine.shipped)
+        networks = (model, engine.eval_model)
         modes = [m.training for network in networks for m in network.modules()]
         wanting = [(p.requires_grad, p.grad) for network in networks for p in network.parameters()]
         state = [v.clone() for network in networks for v in network.state_dict().values()]
@@ -326,7 +326,7 @@ def test_gradient_norm_before_the_step(train_small, monkeypatch, clip):
     norms, original = [], Engine._update
 
     def measured(self, clip):
-        squares = sum(p.grad.double().square().sum().item() for p in self.bare.parameters())
+        squares = sum(p.grad.double().square().sum().item() for p in self.unwrapped_model.parameters())
         norms.append(squares**0.5)
         original(self, clip)
 
@@ -337,11 +337,11 @@ def test_gradient_norm_before_the_step(train_small, monkeypatch, clip):
 
 
 def test_steps_that_overflowed_are_left_out():
-    diagnosis = Diagnosis(SimpleNamespace(device="cpu"), Recipe(diagnose=1))
+    diagnosis = RobustOverfittingMonitor(SimpleNamespace(device="cpu"), Recipe(diagnose=1))
     for norm in (3.0, float("inf"), float("nan"), 5.0):
         diagnosis.add(torch.tensor(norm))
     assert diagnosis._norms.tolist() == [8.0, 2.0]
-    silent = Diagnosis(SimpleNamespace(device="cpu"), Recipe())
+    silent = RobustOverfittingMonitor(SimpleNamespace(device="cpu"), Recipe())
     silent.add(torch.tensor(3.0))
     assert not silent._norms.any()
 
@@ -503,7 +503,7 @@ def test_epochs_in_the_middle_of_a_cycle_do_not_count(train_small, monkeypatch):
 def test_robust_overfitting_is_no_collapse(tmp_path):
     rows = seen(0.5, 0.4, 0.4)
     rows[-1]["events"] = [{"kind": ROBUST_OVERFITTING, "epoch": 3, "answer": "stop", "best": 0.5, "robust": 0.4}]
-    run = Run("pgd", 0, tmp_path, done=True, history=[{**row, "seconds": 1.0} for row in rows])
+    run = FinishedRun("pgd", 0, tmp_path, done=True, history=[{**row, "seconds": 1.0} for row in rows])
     run.manifest = {"method_args": {}}
     assert first_collapse(rows) is None and run.events == [] and len(run.fallen) == 1
     assert Comparison(tmp_path, [run]).rows()[0]["happened"] == "robust overfitting, stopped after epoch 3"
@@ -619,7 +619,7 @@ def test_odd_names_and_collapses(tmp_path):
     twice = a_run(tmp_path / "report.html.d", []).parent / "e"
     twice.mkdir()
     same = a_run(twice / "d", seen(0.3))
-    runs = [Run("", 0, folder) for folder in (other, same)]
+    runs = [FinishedRun("", 0, folder) for folder in (other, same)]
     for run in runs:
         run.read(())
     assert str(other) in page(runs) and str(same) in page(runs), "equal names are told apart"

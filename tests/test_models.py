@@ -14,7 +14,7 @@ from torch import nn
 from timm_robust.errors import UserError
 from timm_robust.models import factory as models
 from timm_robust.models.factory import build_model, count_parameters, rebuild
-from timm_robust.models.pixel_model import ModelRecord, PixelModel
+from timm_robust.models.pixel_model import ModelConfig, PixelModel
 
 DATA = {"num_classes": 10, "image_size": 32, "data_mean": [0.4, 0.5, 0.6], "data_std": [0.2, 0.25, 0.3]}
 SMALL = "mobilenetv3_small_050"
@@ -44,8 +44,8 @@ def test_weights_depend_on_the_seed_alone() -> None:
 
 def test_record_survives_json_and_rebuilds_the_same_function() -> None:
     model = build(activation="psoftplus", in_chans=1, data_mean=[0.5], data_std=[0.3], image_size=28).eval()
-    record = ModelRecord.from_dict(json.loads(json.dumps(model.record.to_dict())))
-    assert record == model.record and record.activation == "psoftplus:10" and record.mean == [0.5]
+    record = ModelConfig.from_dict(json.loads(json.dumps(model.config.to_dict())))
+    assert record == model.config and record.activation == "psoftplus:10" and record.mean == [0.5]
     bare = timm.create_model(record.architecture, num_classes=10, **record.model_kwargs)
     bare.load_state_dict(model.model.state_dict(), strict=True)
     again = rebuild(record).eval()
@@ -56,16 +56,16 @@ def test_record_survives_json_and_rebuilds_the_same_function() -> None:
 
 def test_learnable_activations_are_rebuilt_with_their_parameters() -> None:
     model = build("resnet18", activation="smoothrelu")
-    again = rebuild(model.record)
+    again = rebuild(model.config)
     again.load_state_dict(model.state_dict(), strict=True)
 
 
 def test_records_of_networks_that_are_not_timms_name_their_module() -> None:
-    record = build("wide_resnet28_10_cifar", model_kwargs={"depth": 1, "widths": [8, 16, 32]}).record
+    record = build("wide_resnet28_10_cifar", model_kwargs={"depth": 1, "widths": [8, 16, 32]}).config
     assert record.registered_by == "timm_robust_plugins.cifar_nets.networks" and record.stem == {}
     assert rebuild(record).model.num_features == 32
-    assert build().record.registered_by is None
-    lost = ModelRecord.from_dict({**record.to_dict(), "registered_by": "no_such_package.networks"})
+    assert build().config.registered_by is None
+    lost = ModelConfig.from_dict({**record.to_dict(), "registered_by": "no_such_package.networks"})
     with pytest.raises(UserError, match=r"registered by no_such_package\.networks, which cannot be imported"):
         rebuild(lost)
 
@@ -85,11 +85,11 @@ class Two(nn.Module):
 def test_the_users_own_module() -> None:
     own = Two()
     model = build(own)
-    assert model.model is own and model.record.architecture is None and model.record.module_class.endswith(":Two")
+    assert model.model is own and model.config.architecture is None and model.config.module_class.endswith(":Two")
     assert model(torch.rand(2, 3, 32, 32)).shape == (2, 10)
     with pytest.raises(UserError, match=r"your own .*:Two, which a record cannot rebuild: pass an instance"):
-        rebuild(model.record)
-    again = rebuild(model.record, Two())
+        rebuild(model.config)
+    again = rebuild(model.config, Two())
     again.load_state_dict(model.state_dict())
     with pytest.raises(UserError, match=r"returns \(2, 5\) for 2 images: expected \(2, 10\)"):
         build(Two(5))
@@ -154,22 +154,22 @@ def test_a_failed_download_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_pretrained_weights_bring_their_normalisation_and_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     _loader(monkeypatch, None)
-    record = build("resnet18.a1_in1k", pretrained=True).record
+    record = build("resnet18.a1_in1k", pretrained=True).config
     assert record.mean == pytest.approx([0.485, 0.456, 0.406]) and record.pretrained == "a1_in1k"
     assert record.architecture == "resnet18.a1_in1k"
-    gray = build("resnet18", pretrained=True, in_chans=1, data_mean=[0.5], data_std=[0.5]).record
+    gray = build("resnet18", pretrained=True, in_chans=1, data_mean=[0.5], data_std=[0.5]).config
     assert gray.mean == pytest.approx([(0.485 + 0.456 + 0.406) / 3])
     with pytest.warns(UserWarning, match="BatchNorm statistics no longer fit"):
         build("resnet18", pretrained=True, activation="silu")
 
 
 def test_unknown_record_entries_are_refused() -> None:
-    values = build().record.to_dict()
+    values = build().config.to_dict()
     with pytest.raises(UserError, match="unknown entry in the model record 'sttem': did you mean stem"):
-        ModelRecord.from_dict({**values, "sttem": {}})
+        ModelConfig.from_dict({**values, "sttem": {}})
     del values["num_classes"]
     with pytest.raises(UserError, match="num_classes"):
-        ModelRecord.from_dict(values)
+        ModelConfig.from_dict(values)
 
 
 def test_parameters_are_counted_once() -> None:
@@ -180,6 +180,6 @@ def test_parameters_are_counted_once() -> None:
 
 
 def test_rebuilding_needs_no_plugin_machinery(monkeypatch: pytest.MonkeyPatch) -> None:
-    record = build().record
+    record = build().config
     monkeypatch.setitem(sys.modules, "timm_robust.plugin", None)  # an import of it would fail
     rebuild(record)

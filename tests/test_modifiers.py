@@ -143,7 +143,7 @@ def every_epoch(kept):
 
     def training(self):
         metrics = original(self)
-        kept.append({name: value.clone() for name, value in self.bare.model.state_dict().items()})
+        kept.append({name: value.clone() for name, value in self.unwrapped_model.model.state_dict().items()})
         return metrics
 
     Engine._train_epoch = training
@@ -157,18 +157,18 @@ def test_swa_ships_the_mean_of_the_epochs_with_statistics_of_its_own(train_small
     kept = []
     with every_epoch(kept):
         result = train_small("standard", epochs=4, modifiers={"swa": {"start": 0.25}}, recipe_args={"augment": "none"})
-    shipped = weights(result.output)
+    eval_model = weights(result.output)
     for name in dict(timm_robust.load(result.output / "last").model.named_parameters()):
         mean = np.mean([epoch[name].numpy().astype(np.float64) for epoch in kept[1:]], axis=0)
-        np.testing.assert_allclose(shipped[name].numpy(), mean, rtol=1e-5, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(eval_model[name].numpy(), mean, rtol=1e-5, atol=1e-6, err_msg=name)
     # the first layer sees the images themselves: its mean over all of them, and not that of the last epoch's weights
     model = timm_robust.load(result.output / "last")
     images = timm_robust.data.load_data(few_digits).train.pixels.permute(0, 3, 1, 2).float() / 255
     with torch.no_grad():
         features = model.model.conv1((images - model.mean) / model.std)
     seen = features.mean(dim=(0, 2, 3))
-    torch.testing.assert_close(shipped["bn1.running_mean"], seen, rtol=0.02, atol=0.02)
-    assert (shipped["bn1.running_mean"] - kept[-1]["bn1.running_mean"]).abs().max() > 1e-3
+    torch.testing.assert_close(eval_model["bn1.running_mean"], seen, rtol=0.02, atol=0.02)
+    assert (eval_model["bn1.running_mean"] - kept[-1]["bn1.running_mean"]).abs().max() > 1e-3
 
 
 def test_before_its_start_swa_ships_the_trained_weights(train_small):
@@ -183,7 +183,7 @@ def test_moving_average_against_its_formula(train_small):
 
     def update(self, clip):
         original(self, clip)
-        kept.append(self.bare.model.conv1.weight.detach().double().clone())
+        kept.append(self.unwrapped_model.model.conv1.weight.detach().double().clone())
 
     Engine._update = update
     try:

@@ -27,8 +27,8 @@ from timm_robust.training.monitors.catastrophic_overfitting import (
     LEARNED,
     MOST_RETURNS,
     SHARE,
+    CatastrophicOverfittingMonitor,
     Collapsed,
-    Watch,
     collapsed,
     gradient_cosine,
 )
@@ -143,7 +143,7 @@ def test_passes_are_counted_forward_and_backward(small_model):
     with torch.no_grad():
         small_model(images[:2])
     assert counter.passes == 7
-    with counter.apart() as part:
+    with counter.paused() as part:
         small_model(images).sum().backward()
     assert (counter.passes, part.passes) == (7, 6)
     inputs = images.clone().requires_grad_(True)
@@ -208,14 +208,14 @@ def engines(monkeypatch):
 def test_a_look_disturbs_nothing(train_small, engines):
     train_small(epochs=1, recipe_args={"watch_examples": 20, "ema": 0.9, "check_attack": "pgd-1-1"})
     engine = engines[-1]
-    model = engine.bare.train()
+    model = engine.unwrapped_model.train()
     norm = next(m for m in model.modules() if isinstance(m, nn.BatchNorm2d)).eval()
     frozen = next(model.parameters()).requires_grad_(False)
-    for network in (model, engine.shipped):
+    for network in (model, engine.eval_model):
         assert any(isinstance(m, nn.BatchNorm2d) for m in network.modules())
 
     def everything():
-        networks = (model, engine.shipped)
+        networks = (model, engine.eval_model)
         modes = [m.training for network in networks for m in network.modules()]
         wanting = [p.requires_grad for network in networks for p in network.parameters()]
         tracking = [getattr(m, "track_running_stats", None) for network in networks for m in network.modules()]
@@ -224,7 +224,7 @@ def test_a_look_disturbs_nothing(train_small, engines):
         return modes, wanting, tracking, gradients, state, torch.get_rng_state(), np.random.get_state()[1].copy()
 
     before = everything()
-    line = engine.watch.look(epoch=0, step=3)
+    line = engine.watch.probe(epoch=0, step=3)
     after = everything()
     assert before[:4] == after[:4]
     assert all(torch.equal(a, b) for a, b in zip(before[4], after[4], strict=True))
@@ -250,7 +250,7 @@ def test_a_watched_run_has_the_same_weights(train_small, settings):
 
 def test_looks_are_at_the_same_images_without_augmentation(train_small, engines):
     train_small(epochs=1, recipe_args={"watch_examples": 20, "check_attack": "pgd-1-1"})
-    watch, split = engines[-1].watch, engines[-1].job.data.train
+    watch, split = engines[-1].watch, engines[-1].config.data.train
     clean = split.pixels.permute(0, 3, 1, 2).float() / 255
     places = [(image == clean).flatten(1).all(1).nonzero()[0].item() for image in watch.batch.images]
     assert len(places) == 20 and max(places) - min(places) > 100, "from all over the split"
@@ -264,8 +264,10 @@ def test_watch_every(train_small, every, steps):
     assert [[look["step"] for look in row.get("looks", [])] for row in result.history] == [steps, steps]
 
 
-def fake_watch(adversarial: bool = True, **settings) -> Watch:
-    return Watch(SimpleNamespace(defense=SimpleNamespace(adversarial=adversarial)), Recipe(**settings))
+def fake_watch(adversarial: bool = True, **settings) -> CatastrophicOverfittingMonitor:
+    return CatastrophicOverfittingMonitor(
+        SimpleNamespace(defense=SimpleNamespace(adversarial=adversarial)), Recipe(**settings)
+    )
 
 
 def test_looks_are_due_while_their_share_allows_it():
@@ -281,16 +283,16 @@ def test_looks_are_due_while_their_share_allows_it():
 
 def test_looks_take_less_than_their_share_of_a_run(train_small, engines, monkeypatch):
     """Counted by a second counter, which nobody pauses."""
-    spent, look = [], Watch.look
+    spent, look = [], CatastrophicOverfittingMonitor.probe
 
     def counted(self, epoch, step):
-        counter = PassCounter(self.engine.bare)
+        counter = PassCounter(self.engine.unwrapped_model)
         try:
             return look(self, epoch, step)
         finally:
             spent.append(counter.passes)
 
-    monkeypatch.setattr(Watch, "look", counted)
+    monkeypatch.setattr(CatastrophicOverfittingMonitor, "look", counted)
     recipe = {"watch_examples": 2, "check_attack": "pgd-1-1"}
     result = train_small(epochs=9, recipe_args=recipe)
     counter = engines[-1].counter
@@ -304,9 +306,9 @@ def test_looks_take_less_than_their_share_of_a_run(train_small, engines, monkeyp
 def test_the_estimate_of_a_look_is_exact_where_every_image_is_right(train_small, engines, monkeypatch):
     train_small(epochs=1, recipe_args={"watch_examples": 20, "check_attack": "pgd-1-1"})
     watch = engines[-1].watch
-    watch.batch.targets.copy_(watch.engine.bare.eval()(watch.batch.images).argmax(1))
-    counter = PassCounter(watch.engine.bare)
-    watch.look(0, 1)
+    watch.batch.targets.copy_(watch.engine.unwrapped_model.eval()(watch.batch.images).argmax(1))
+    counter = PassCounter(watch.engine.unwrapped_model)
+    watch.probe(0, 1)
     assert counter.passes == 20 * COST
 
 
@@ -340,7 +342,7 @@ def collapse(monkeypatch, engines):
     def at(epoch: int, *, times: int = 1, on: str = "validation") -> None:
         def rule(robust, best, n, fgsm=None):
             here = on == ("validation" if fgsm is None else "training")
-            return here and engines[-1].epoch + 1 == epoch and engines[-1].returns < times
+            return here and engines[-1].epoch + 1 == epoch and engines[-1].rollbacks < times
 
         monkeypatch.setattr(overfitting, "collapsed", rule)
 
@@ -364,7 +366,7 @@ def test_warn_changes_nothing_but_the_record(train_small, collapse, engines, cap
     ((epoch, (event,)),) = events_of(warned.history).items()
     assert epoch == 3 and event["epoch"] == 3 and event["step"] == 0 and event["answer"] == "warn"
     assert event["seen_on"] == "validation" and event["robust"] == round(warned.history[2]["val_robust"], 4)
-    labels = engines[-1].job.data.val.labels
+    labels = engines[-1].config.data.val.labels
     bar = np.bincount(labels).max() / len(labels) + LEARNED
     meant = [row["val_robust"] for row in warned.history[:3] if row["val_clean"] > bar]
     assert event["best"] == round(max(meant, default=0.0), 4), "robust accuracy at chance means nothing"
@@ -409,7 +411,7 @@ def test_restore_goes_on_from_the_last_sound_epoch(train_small, collapse, engine
     assert rows[2]["train_loss"] != plain.history[2]["train_loss"], "other draws"
     assert not equal(weights(plain), weights(restored))
     assert [row["lr"] for row in rows] == [row["lr"] for row in plain.history], "the schedule went back too"
-    assert engines[-1].returns == 1 and engines[-1].attacker.extra_steps == 0
+    assert engines[-1].rollbacks == 1 and engines[-1].attacker.extra_steps == 0
     assert [row["passes"] for row in rows] == [2.0] * 4
     assert engines[-1].counter.passes == 4 * 270 * 2, "what was thrown away is not in the run's sum"
 
@@ -485,7 +487,7 @@ def killed_when(monkeypatch, epoch: int, returns: int):
     original = Engine._train_epoch
 
     def killed(self):
-        if (self.epoch + 1, self.returns) == (epoch, returns):
+        if (self.epoch + 1, self.rollbacks) == (epoch, returns):
             self.defense.perturb(next(iter(self.loader.epoch(1))))  # some draws are already made
             raise Killed
         return original(self)
@@ -511,7 +513,7 @@ def test_methods_with_a_state_go_back_with_the_run(train_small, collapse, monkey
 
     def read(engine):
         rows = original(engine)
-        engine.returns = 1  # the same draws
+        engine.rollbacks = 1  # the same draws
         return rows
 
     monkeypatch.setattr("timm_robust.training.engine.restore", read)
@@ -549,7 +551,7 @@ def test_answers_are_checked(train_small):
 
 
 def test_an_event_reads_well():
-    event = overfitting.Collapse(3, 40, "training", 0.012, 0.4567, 0.91, "stop")
+    event = overfitting.CatastrophicOverfittingEvent(3, 40, "training", 0.012, 0.4567, 0.91, "stop")
     assert str(event) == (
         "catastrophic overfitting in epoch 3, step 40: PGD accuracy on training images fell from 45.7% to 1.2% "
         "while FGSM accuracy is 91.0%"

@@ -36,7 +36,7 @@ from timm_robust.data.augment import apply_box
 from timm_robust.data.distilled import training_images
 from timm_robust.distillation.observer import open_observer, probes, require_order
 from timm_robust.errors import UserError
-from timm_robust.models.class_order import Observer, class_columns
+from timm_robust.models.class_order import ClassAlignedModel, class_columns
 from timm_robust.models.factory import build_model
 from timm_robust.recipes.presets import make_recipe
 from timm_robust.runs.checkpoint import load, save_model
@@ -135,8 +135,8 @@ def test_classes_are_matched_by_name():
 
 def test_an_observer_answers_in_the_order_of_the_data(small_model):
     images, model = torch.rand(2, 3, 8, 8), small_model.eval()
-    torch.testing.assert_close(Observer(model, [3, 1])(images), model(images)[:, [3, 1]])
-    torch.testing.assert_close(Observer(model)(images), model(images))
+    torch.testing.assert_close(ClassAlignedModel(model, [3, 1])(images), model(images)[:, [3, 1]])
+    torch.testing.assert_close(ClassAlignedModel(model)(images), model(images))
 
 
 def predicted(targets, accuracy, seed=0):
@@ -638,9 +638,9 @@ def test_a_timm_name_is_an_observer_of_imagenet(monkeypatch):
     monkeypatch.setattr(
         "timm_robust.distillation.observer.build_model", lambda *a, **k: build_model(*a, **{**k, "pretrained": False})
     )
-    network, card = open_observer("resnet18")
-    names = card["data"]["class_names"]
-    assert network.record.num_classes == 1000 and network.record.image_size == 224 and not network.training
+    network, metadata = open_observer("resnet18")
+    names = metadata["data"]["class_names"]
+    assert network.config.num_classes == 1000 and network.config.image_size == 224 and not network.training
     assert class_columns(names, ["n01440764", "n02102040"], 1000, owner="x") == [0, 217]  # of ImageNette
     assert class_columns(names, names, 1000, owner="x") is None
 

@@ -276,13 +276,13 @@ def test_images_stay_inside_the_radius_of_their_step(train_small, monkeypatch, m
 
     def noted(self, clip):
         seen.append((self.run.threat.eps, self.attacker.threat.eps, len(self.attacker._attacks)))
-        assert self.checker.threat == self.job.threat == full
+        assert self.checker.threat == self.config.threat == full
         original(self, clip)
 
     def watched(self, batch):
         perturbed = crafted(self, batch)
         far = (perturbed.images.detach() - batch.images).abs().max().item()
-        assert far <= self.reach * self.run.threat.eps + 1e-6
+        assert far <= self.eps_multiplier * self.run.threat.eps + 1e-6
         assert far > 0 or method == "free"
         return perturbed
 

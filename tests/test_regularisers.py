@@ -88,7 +88,7 @@ def on(model: nn.Module, method: str, **options):
     """The method on a network of one's own, and a batch in float64."""
     bench = Bench.make(method, method_args=options)
     attacker = Attacker(model, bench.run.threat)
-    bench.defense.run = replace(bench.run, model=model, bare=model, attacker=attacker)
+    bench.defense.run = replace(bench.run, model=model, unwrapped_model=model, attacker=attacker)
     return bench.defense, replace(bench.batch, images=bench.batch.images.double())
 
 
@@ -356,7 +356,7 @@ def test_lbgat_moves_both_networks():
 
 def test_lbgat_distance_reaches_the_natural_networks_weights():
     bench = Bench.make("lbgat")
-    natural = bench.run.companion
+    natural = bench.run.auxiliary_model
 
     def gradient(images) -> torch.Tensor:
         loss = bench.defense.loss(bench.batch, Perturbed(images))["loss"]
@@ -383,7 +383,7 @@ def test_lbgat_batchnorm_sees_clean_images_whatever_beta(beta):
     bench = Bench.make("lbgat", method_args={"beta": beta})
     bench.step()
     counts = {int(value) for name, value in bench.model.state_dict().items() if name.endswith("num_batches_tracked")}
-    natural = bench.run.companion.state_dict().items()
+    natural = bench.run.auxiliary_model.state_dict().items()
     assert counts == {2}
     assert {int(value) for name, value in natural if name.endswith("num_batches_tracked")} == {1}
 
@@ -395,10 +395,10 @@ def test_lbgat_attacks_the_divergence_at_beta_0_too():
 
 
 def test_lbgat_natural_network_by_name():
-    named = Bench.make("lbgat", method_args={"natural_model": "mobilenetv3_small_050"}).run.companion
-    own = Bench.make("lbgat").run.companion
-    assert named.record.architecture == "mobilenetv3_small_050"
-    assert own.record.architecture == "resnet18" and own.record.model_kwargs["channels"] == SMALL["channels"]
+    named = Bench.make("lbgat", method_args={"natural_model": "mobilenetv3_small_050"}).run.auxiliary_model
+    own = Bench.make("lbgat").run.auxiliary_model
+    assert named.config.architecture == "mobilenetv3_small_050"
+    assert own.config.architecture == "resnet18" and own.config.model_kwargs["channels"] == SMALL["channels"]
 
 
 # real runs
@@ -462,7 +462,7 @@ def test_a_run_killed_while_its_teacher_is_trained_goes_on(train_small, monkeypa
     original = Engine._train_epoch
 
     def killed(self):
-        if self.job.card["method"] == "standard" and self.epoch == epoch:
+        if self.config.metadata["method"] == "standard" and self.epoch == epoch:
             raise Killed
         return original(self)
 
@@ -480,16 +480,18 @@ def test_lbgat_trains_both_networks_and_resumes(train_small, monkeypatch, beta):
 
     def watched(self, run):
         runs.append(run)
-        self.start = copy.deepcopy(run.companion.state_dict())
+        self.start = copy.deepcopy(run.auxiliary_model.state_dict())
         setup(self, run)
 
     monkeypatch.setattr(LBGAT, "setup", watched)
     whole = train_small("lbgat", output="whole", method_args={"beta": beta})
     assert whole.history[-1]["train_natural_loss"] < whole.history[0]["train_natural_loss"]
-    natural = runs[0].companion.state_dict()
+    natural = runs[0].auxiliary_model.state_dict()
     state = torch.load(whole.output / "last/state.pt", weights_only=True)
     assert equal(state["companion"], natural)
-    assert weights(whole.output / "best").keys() == runs[0].bare.model.state_dict().keys(), "it is not shipped"
+    assert weights(whole.output / "best").keys() == runs[0].unwrapped_model.model.state_dict().keys(), (
+        "it is not shipped"
+    )
 
     def killed_in_second(self):
         if self.epoch == 1:
@@ -502,7 +504,7 @@ def test_lbgat_trains_both_networks_and_resumes(train_small, monkeypatch, beta):
     monkeypatch.setattr(Engine, "_train_epoch", epoch)
     resumed = train_small("lbgat", output="killed", method_args={"beta": beta}, resume=True)
     assert equal(weights(whole.output / "last"), weights(resumed.output / "last"))
-    assert equal(natural, runs[-1].companion.state_dict())
+    assert equal(natural, runs[-1].auxiliary_model.state_dict())
 
 
 @pytest.mark.parametrize("method", ["mart", "hat", "lbgat"])

@@ -55,7 +55,7 @@ def on(model: nn.Module, method: str, **options):
     """The method on a network of one's own, and a batch in float64."""
     bench = Bench.make(method, method_args=options)
     attacker = Attacker(model, bench.run.threat)
-    bench.defense.run = replace(bench.run, model=model, bare=model, attacker=attacker)
+    bench.defense.run = replace(bench.run, model=model, unwrapped_model=model, attacker=attacker)
     batch = replace(bench.batch, images=bench.batch.images.double())
     if list(model.parameters())[-1].shape[0] == 2:
         batch = replace(batch, targets=batch.targets % 2)
@@ -451,7 +451,7 @@ def free_run(train_small, monkeypatch):
 
     def watched_perturb(self, batch):
         if seen.start is None:
-            seen.start = copy.deepcopy(self.run.bare)
+            seen.start = copy.deepcopy(self.run.unwrapped_model)
         seen.batches.append(batch)
         seen.before.append(self.delta.clone())
         return perturb(self, batch)

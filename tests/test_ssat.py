@@ -491,7 +491,8 @@ def test_only_successful_attacks_count(fooled, kept):
         logits = bench.model(torch.cat([bench.batch.images, perturbed.images[rows]]))
     both = torch.cat([rows, 16 + torch.arange(count)])
     maps = [
-        head(found[both]).flatten(2) for head, found in zip(bench.run.companion.heads, layout.pooled(seen), strict=True)
+        head(found[both]).flatten(2)
+        for head, found in zip(bench.run.auxiliary_model.heads, layout.pooled(seen), strict=True)
     ]
     clean = Features(seen.vector[rows], tuple(found[:count] for found in maps))
     adversarial = Features(seen.vector[16:], tuple(found[count:] for found in maps))
@@ -508,7 +509,7 @@ def test_without_success_the_encoder_learns_nothing():
     output["loss"].backward()
     moved = [name for name, p in bench.model.named_parameters() if p.grad.abs().max() > 0]
     assert output["information"] == 0 and moved == ["model.fc.weight", "model.fc.bias"]
-    assert all(p.grad.abs().max() == 0 for p in bench.run.companion.parameters())
+    assert all(p.grad.abs().max() == 0 for p in bench.run.auxiliary_model.parameters())
 
 
 def test_labels_do_not_enter_the_encoders_loss():
@@ -613,9 +614,9 @@ def test_the_sequence_of_checkpoints(runs, few_digits):
     assert [folder.name for folder in folders] == ["000002", "000004", "000006"]
     seen = []
     for number, folder in enumerate(folders, start=1):
-        card = json.loads((folder / "model.json").read_text())
-        assert card["step"] == 2 * number and card["method"] == "ssat" and card["threat"]["norm"] == "Linf"
-        plain = timm.create_model("resnet18", num_classes=10, **card["model"]["model_kwargs"])
+        metadata = json.loads((folder / "model.json").read_text())
+        assert metadata["step"] == 2 * number and metadata["method"] == "ssat" and metadata["threat"]["norm"] == "Linf"
+        plain = timm.create_model("resnet18", num_classes=10, **metadata["model"]["model_kwargs"])
         weights = load_file(folder / "model.safetensors")
         plain.load_state_dict(weights)
         seen.append(weights["conv1.weight"])
@@ -634,7 +635,7 @@ def test_resumed_run_ends_with_the_same_weights(runs, monkeypatch):
     original = Engine._train_epoch
 
     def killed_in_second(self):
-        if self.epoch == 1 and self.job.card["method"] == "ssat":
+        if self.epoch == 1 and self.config.metadata["method"] == "ssat":
             raise Killed
         return original(self)
 

@@ -88,7 +88,7 @@ def test_swin() -> None:
 
 def check_rebuilt(model: PixelModel, images: torch.Tensor) -> None:
     """Inner weights load strictly into the bare timm model, and a rebuilt one computes the same."""
-    record = model.record
+    record = model.config
     bare = stems.on_meta(lambda: timm.create_model(record.architecture, num_classes=10, **record.model_kwargs))
     bare.load_state_dict(model.model.state_dict(), strict=True, assign=True)
     again = rebuild(record).eval()
@@ -106,7 +106,7 @@ def test_plans_of_larger_networks_on_the_meta_device(name: str) -> None:
     model = stems.on_meta(create).eval()
     with torch.device("meta"):
         keys = {key: value.shape for key, value in model.state_dict().items()}
-        stems.replay(model, plan.surgery)
+        stems.apply_stem(model, plan.surgery)
         assert model.forward_features(torch.zeros(1, 3, 32, 32)).shape[-2:] == (4, 4)
     assert plan.kwargs == {} and plan.surgery["total_stride"] == 8
     assert {key: value.shape for key, value in model.state_dict().items()} == keys
@@ -119,18 +119,18 @@ def test_levels_group_parallel_branches() -> None:
 
 
 def test_networks_that_fit_are_left_alone() -> None:
-    assert build("resnet18", 96).record.stem == {}
-    assert build("resnet18", 32, stem="none").record.stem == {}
-    assert build("preact_resnet18_cifar", 32).record.stem == {}
+    assert build("resnet18", 96).config.stem == {}
+    assert build("resnet18", 32, stem="none").config.stem == {}
+    assert build("preact_resnet18_cifar", 32).config.stem == {}
 
 
 def test_image_size_of_a_transformer_without_stem() -> None:
-    record = build("vit_tiny_patch16_224", 96).record
+    record = build("vit_tiny_patch16_224", 96).config
     assert record.model_kwargs == {"img_size": 96} and record.stem == {}
 
 
 def test_the_users_patch_size_is_kept() -> None:
-    record = build("vit_tiny_patch16_224", 32, model_kwargs={"patch_size": 8, "depth": 2}).record
+    record = build("vit_tiny_patch16_224", 32, model_kwargs={"patch_size": 8, "depth": 2}).config
     assert record.model_kwargs == {"patch_size": 8, "depth": 2, "img_size": 32}
 
 

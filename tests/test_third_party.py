@@ -214,7 +214,7 @@ def test_its_checkpoint_needs_nothing_of_it(site, run_folder):
     assert (done.status, done.err) == (0, []), done.err
     record = json.loads((site.parent / "record.json").read_text())
     assert len(record["attacks"]["fgsm"]["robust"]) == 20
-    assert timm_robust.load(run_folder.output).record.num_classes == 10
+    assert timm_robust.load(run_folder.output).config.num_classes == 10
 
 
 NOT_THERE = (

@@ -50,13 +50,13 @@ class Perturbed:
 
 
 @dataclass
-class Run:
+class TrainContext:
     """What a defense may know of the run it serves.
 
     Attributes:
         model: the network to call in `loss` (wrapped for several processes where there are some).
-        bare: the same network without any wrapper.
-        attacker: makes adversarial images of `bare` under `threat`.
+        unwrapped_model: the same network without any wrapper.
+        attacker: makes adversarial images of `unwrapped_model` under `threat`.
         threat: norm and radius; where the recipe warms the radius up, that of the step under way, from the first on.
         recipe: the training settings.
         num_classes, num_train, image_size: sizes; `num_train` counts the samples that `Batch.index` numbers.
@@ -67,7 +67,7 @@ class Run:
         seed: the run's seed.
         output: the run's folder.
         teachers: frozen networks by the option that names them, in eval mode, images in [0, 1] -> logits.
-        companion: what `Defense.companion` made, wrapped for several processes where there are some.
+        auxiliary_model: what `Defense.auxiliary_model` made, wrapped for several processes where there are some.
         distilled: the manifest of distilled training data; empty elsewhere.
         batches: the current epoch's training batches once more, for statistics.
         unaugmented: all training images in their order, without augmentation, in batches; at any time.
@@ -77,7 +77,7 @@ class Run:
     """
 
     model: nn.Module
-    bare: nn.Module
+    unwrapped_model: nn.Module
     attacker: Attacker
     threat: Threat
     recipe: Recipe
@@ -92,7 +92,7 @@ class Run:
     frame_size: int | None = None
     in_chans: int = 3
     teachers: Mapping[str, nn.Module] = field(default_factory=dict)
-    companion: nn.Module | None = None
+    auxiliary_model: nn.Module | None = None
     distilled: Mapping[str, Any] = field(default_factory=dict)
     batches: Callable[[], Iterable[Batch]] = field(default=lambda: ())
     unaugmented: Callable[[], Iterable[Batch]] = field(default=lambda: ())
@@ -107,7 +107,7 @@ class Defense:
         options: the method's own frozen options.
     """
 
-    run: Run
+    run: TrainContext
 
     norms: tuple[str, ...] = ("Linf", "L2")
     """Norms of the threat that the method can train against."""
@@ -121,7 +121,7 @@ class Defense:
     replays = 1
     """Steps on each batch before the next one comes, counted by the schedule: free adversarial training has several."""
 
-    reach = 1.0
+    eps_multiplier = 1.0
     """Radius in eps of the ball that training images are held to; above 1 where a method trains outside on purpose."""
 
     def __init__(self, options: Options) -> None:
@@ -130,10 +130,10 @@ class Defense:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.options})"
 
-    def companion(self, build: Callable[..., nn.Module]) -> nn.Module | None:
+    def auxiliary_model(self, build: Callable[..., nn.Module]) -> nn.Module | None:
         """A network that is trained along with the model and not shipped; asked for once, before the optimizer is made.
 
-        The engine optimizes it with the model, keeps it in last/ and hands it back as `run.companion`.
+        The engine optimizes it with the model, keeps it in last/ and hands it back as `run.auxiliary_model`.
 
         Args:
             build: makes a network for the run's images and classes, images in [0, 1] -> logits: `build(name, **kwargs)`
@@ -141,7 +141,7 @@ class Defense:
         """
         return None
 
-    def setup(self, run: Run) -> None:
+    def setup(self, run: TrainContext) -> None:
         """Called once, after the model is built and before the first epoch: keep `run`, make sample tables."""
         self.run = run
 
@@ -194,7 +194,9 @@ class Defense:
         self, images: Tensor, targets: Tensor, attack: Any = "pgd", *context: Any, bn: str = "eval", **settings: Any
     ) -> Tensor:
         """Adversarial images through torchattacks, behind the guard: see `timm_robust.attacks.Attacker`."""
-        return self.run.attacker(images, targets, attack, *context, bn=bn, reach=self.reach, **settings)
+        return self.run.attacker(
+            images, targets, attack, *context, bn=bn, eps_multiplier=self.eps_multiplier, **settings
+        )
 
     def pgd_settings(self) -> dict[str, Any]:
         """Settings of PGD from the options of this method; steps of 2/255 at 8/255, in proportion elsewhere."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
 
     from timm_robust.data import Split
-    from timm_robust.models.class_order import Observer
+    from timm_robust.models.class_order import ClassAlignedModel
     from timm_robust.options import Options
     from timm_robust.threat import Threat
 
@@ -67,7 +67,7 @@ class DistilledClass:
 
 
 @dataclass
-class Task:
+class DistillContext:
     """What a distiller may know.
 
     Attributes:
@@ -90,7 +90,7 @@ class Task:
     class_names: tuple[str, ...]
     ipc: int
     image_size: int
-    observer: Observer
+    observer: ClassAlignedModel
     threat: Threat
     device: torch.device
     seed: int = 0
@@ -115,7 +115,7 @@ class Distiller:
         options: the distiller's own frozen options.
     """
 
-    task: Task
+    task: DistillContext
 
     def __init__(self, options: Options) -> None:
         self.options = options
@@ -123,7 +123,7 @@ class Distiller:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.options})"
 
-    def setup(self, task: Task) -> None:
+    def setup(self, task: DistillContext) -> None:
         """Called once, before anything is written.
 
         Raises:

@@ -24,7 +24,7 @@ from timm_robust.errors import UserError
 from timm_robust.models.pixel_model import PixelModel
 
 if TYPE_CHECKING:
-    from timm_robust.defense import Run
+    from timm_robust.defense import TrainContext
     from timm_robust.options import Options
 
 
@@ -35,7 +35,7 @@ class Modifier:
         options: the modifier's own frozen options.
     """
 
-    run: Run
+    run: TrainContext
 
     def __init__(self, options: Options | None = None) -> None:
         self.options = options
@@ -43,14 +43,14 @@ class Modifier:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.options})"
 
-    def ships(self, model: PixelModel) -> PixelModel | None:
+    def eval_model(self, model: PixelModel) -> PixelModel | None:
         """The network to check, keep and measure in place of the trained one; None where it is the trained one.
 
         Called once, before `setup`, with the network on its device.
         """
         return None
 
-    def setup(self, run: Run) -> None:
+    def setup(self, run: TrainContext) -> None:
         """Called once, after the defense's `setup` and before the first epoch."""
         self.run = run
 
@@ -91,13 +91,13 @@ class MovingAverage(Modifier):
         super().__init__()
         self.decay = decay
 
-    def ships(self, model: PixelModel) -> PixelModel:
+    def eval_model(self, model: PixelModel) -> PixelModel:
         self.average, self.steps = ModelEmaV3(model, decay=self.decay), 0
         return self.average.module
 
     def after_step(self) -> None:
         self.steps += 1
-        self.average.update(self.run.bare, step=self.steps)
+        self.average.update(self.run.unwrapped_model, step=self.steps)
 
     def state_dict(self) -> dict[str, Any]:
         return {"weights": self.average.module.state_dict(), "steps": self.steps}
@@ -123,14 +123,14 @@ class Modifiers:
 
     def __init__(self, given: Mapping[str, Modifier], model: PixelModel) -> None:
         self._given = dict(given)
-        self.shipped, owner = model, ""
+        self.eval_model, owner = model, ""
         for name, modifier in self._given.items():
-            if (other := modifier.ships(model)) is not None:
+            if (other := modifier.eval_model(model)) is not None:
                 if owner:
                     raise UserError(f"{owner!r} and {name!r} both average the weights: choose one of them")
-                self.shipped, owner = other, name
+                self.eval_model, owner = other, name
 
-    def setup(self, run: Run) -> None:
+    def setup(self, run: TrainContext) -> None:
         for modifier in self._given.values():
             modifier.setup(run)
 

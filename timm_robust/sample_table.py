@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from timm_robust.data.batch import View
-from timm_robust.defense import Run
+from timm_robust.defense import TrainContext
 
 PLACES = ("auto", "device", "host")
 """Where a table may live; `auto` is the run's device as long as a quarter of its free memory is enough."""
@@ -44,7 +44,7 @@ class SampleTable:
 
     def __init__(
         self,
-        run: Run,
+        run: TrainContext,
         what: str,
         shape: tuple[int, ...] = (),
         dtype: torch.dtype = torch.float32,

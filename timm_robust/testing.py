@@ -28,8 +28,8 @@ from torch import Tensor, nn
 
 from timm_robust.attacks.attacker import Attacker
 from timm_robust.data.batch import Batch, View
-from timm_robust.defense import Defense, Perturbed, Run, StepOutput
-from timm_robust.models.factory import build_model, sibling
+from timm_robust.defense import Defense, Perturbed, StepOutput, TrainContext
+from timm_robust.models.factory import build_like, build_model
 from timm_robust.models.pixel_model import PixelModel
 from timm_robust.options import describe, parse_options, to_dict
 from timm_robust.plugin import get_manager
@@ -61,7 +61,7 @@ class Bench:
 
     defense: Defense
     model: PixelModel
-    run: Run
+    run: TrainContext
     batch: Batch
 
     @classmethod
@@ -99,9 +99,9 @@ class Bench:
         corner, side = torch.arange(images) % 5, torch.full((images,), IMAGE_SIZE)
         view = View(corner, corner.flip(0), side, side, corner % 2 == 0)
         batch = Batch(pixels, torch.arange(images) % num_classes, torch.arange(images), view)
-        run = Run(
+        run = TrainContext(
             model=model,
-            bare=model,
+            unwrapped_model=model,
             attacker=attacker,
             threat=threat,
             recipe=make_recipe("default", recommends, {}),
@@ -117,8 +117,8 @@ class Bench:
             unaugmented=lambda: [batch],
         )
         defense = manager.load_target(method)(options)
-        run.teachers = {option: sibling(model).requires_grad_(False).eval() for option in spec.teachers}
-        run.companion = defense.companion(partial(sibling, model))
+        run.teachers = {option: build_like(model).requires_grad_(False).eval() for option in spec.teachers}
+        run.auxiliary_model = defense.auxiliary_model(partial(build_like, model))
         defense.setup(run)
         defense.on_epoch_start(0)
         model.train()
@@ -132,8 +132,8 @@ class Bench:
 
     def train(self, steps: int, lr: float = 0.05) -> list[float]:
         """Full steps with plain SGD; returns the losses."""
-        companion = self.run.companion.parameters() if self.run.companion else ()
-        optimizer = torch.optim.SGD([*self.model.parameters(), *companion], lr=lr, momentum=0.9)
+        auxiliary_model = self.run.auxiliary_model.parameters() if self.run.auxiliary_model else ()
+        optimizer = torch.optim.SGD([*self.model.parameters(), *auxiliary_model], lr=lr, momentum=0.9)
         losses = []
         for number in range(steps):
             perturbed, output = self.step(number)
@@ -203,10 +203,10 @@ def check_gradient_everywhere(method: str) -> None:
 
 
 def check_threat_kept(method: str) -> None:
-    """Adversarial images lie in [0, 1] and in the ball, or as far outside as the method's `reach` says."""
+    """Adversarial images lie in [0, 1] and in the ball, or as far outside as the method's `eps_multiplier` says."""
     bench = Bench.make(method)
     images = bench.step()[0].images.detach()
-    far, radius = (images - bench.batch.images).abs().max().item(), bench.defense.reach * bench.run.threat.eps
+    far, radius = (images - bench.batch.images).abs().max().item(), bench.defense.eps_multiplier * bench.run.threat.eps
     _require(far <= radius + 1e-6, f"{method!r} leaves the ball: {far:g} > {radius:g}")
     _require(bool((images >= 0).all() and (images <= 1).all()), f"{method!r} leaves the pixel range")
 
@@ -288,8 +288,8 @@ def check_state_round_trip(method: str) -> None:
         state = torch.load(file, weights_only=True)
     other = Bench.make(method)
     other.model.load_state_dict(bench.model.state_dict())
-    if bench.run.companion and other.run.companion:
-        other.run.companion.load_state_dict(bench.run.companion.state_dict())
+    if bench.run.auxiliary_model and other.run.auxiliary_model:
+        other.run.auxiliary_model.load_state_dict(bench.run.auxiliary_model.state_dict())
     other.defense.load_state_dict(state)
     _require(_equal(bench.defense.state_dict(), other.defense.state_dict()), f"state of {method!r} does not come back")
     one, two = bench.step()[1]["loss"], other.step()[1]["loss"]

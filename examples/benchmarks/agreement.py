@@ -53,7 +53,7 @@ def network(name: str, data: str, output: Path) -> Path:
     return folder
 
 
-def verdicts(checkpoint: Path, data: str, eps: str, seed: int, mode: str, arguments: argparse.Namespace) -> Any:
+def robust_correct(checkpoint: Path, data: str, eps: str, seed: int, mode: str, arguments: argparse.Namespace) -> Any:
     """AutoAttack's entry for one mode and seed, and the clean accuracy."""
     place = arguments.output / f"{checkpoint.name}-{eps.replace('/', '-')}-{mode}-{arguments.n}-seed{seed}.json"
     if not place.exists():
@@ -86,7 +86,7 @@ def main() -> None:
         clean = 0.0
         for seed in arguments.seeds:
             for mode, entries in modes.items():
-                entry, clean = verdicts(checkpoint, arguments.data, eps, seed, mode, arguments)
+                entry, clean = robust_correct(checkpoint, arguments.data, eps, seed, mode, arguments)
                 entries.append(entry)
             told = ", ".join(f"{mode} {entries[-1]['robust_accuracy']:.2%}" for mode, entries in modes.items())
             counts = [str(differ(modes["reference"][-1], modes[mode][-1])) for mode in MODES if mode != "reference"]

@@ -60,16 +60,16 @@ def reference(model: nn.Module, images: Tensor, targets: Tensor, threat: Threat,
         "square": adversary.square,
     }
 
-    def run(attack: str, stands: Tensor) -> Tensor:
-        stands = stands.clone()
+    def run(attack: str, still_correct: Tensor) -> Tensor:
+        still_correct = still_correct.clone()
         for parameter in model.parameters():
             parameter.requires_grad_(batch_size <= 32)
-        for rows in stands.nonzero().squeeze(1).split(batch_size):
+        for rows in still_correct.nonzero().squeeze(1).split(batch_size):
             x, y = images[rows].to(device), targets[rows].to(device)
             parts[attack].seed = seed
             with torch.no_grad():
-                stands[rows] = (model(parts[attack].perturb(x, y)).argmax(1) == y).cpu()
-        return stands
+                still_correct[rows] = (model(parts[attack].perturb(x, y)).argmax(1) == y).cpu()
+        return still_correct
 
     return run
 
@@ -93,7 +93,7 @@ class Adapter:
         self.progress = AutoAttackProgress()
         self.outside = 0.0
 
-    def __call__(self, attack: str, stands: Tensor) -> Tensor:
+    def __call__(self, attack: str, still_correct: Tensor) -> Tensor:
         started = time.perf_counter()
         with mock.patch.object(autoattack, "_attack", self._timed(autoattack._attack)), contextlib.suppress(Stop):
             run_autoattack(*self.arguments, **self.settings, on_batch=self._stop, progress=self.progress)
@@ -109,7 +109,7 @@ class Adapter:
 
         return run
 
-    def _stop(self, attack: str, batch: int, batches: int, stands: float) -> None:
+    def _stop(self, attack: str, batch: int, batches: int, still_correct: float) -> None:
         if batch == batches:
             raise Stop
 
@@ -125,7 +125,7 @@ def fast(
 ) -> Way:
     """The fast mode, one attack at a time."""
 
-    def run(attack: str, stands: Tensor) -> Tensor:
+    def run(attack: str, still_correct: Tensor) -> Tensor:
         return run_fast(
             model,
             images,
@@ -135,7 +135,7 @@ def fast(
             seed=arguments.seed,
             precision=precision,
             compile=arguments.compile,
-            stands=stands,
+            still_correct=still_correct,
             skip=[name for name in attacks if name != attack],
         ).robust
 
@@ -225,7 +225,7 @@ def main() -> None:
         "cpu_seconds": cpu_seconds,
         "seconds_outside_the_implementation": outside,
         "after": after,
-        "robust": {name: stands.int().tolist() for name, stands in standing.items()},
+        "robust": {name: still_correct.int().tolist() for name, still_correct in standing.items()},
     }
     if arguments.json:
         arguments.json.write_text(json.dumps(record, indent=1, default=str) + "\n")

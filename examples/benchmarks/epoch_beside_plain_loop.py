@@ -26,7 +26,7 @@ from timm_robust.models.pixel_model import PixelModel
 from timm_robust.plugin import get_manager
 from timm_robust.recipes.presets import make_recipe
 from timm_robust.threat import make_threat
-from timm_robust.training.engine import Engine, Job
+from timm_robust.training.engine import Engine, TrainConfig
 from timm_robust.utils.environment import hardware, versions
 from timm_robust.utils.progress import Display
 
@@ -81,14 +81,14 @@ def main() -> None:
     train = Split(
         bundle.train.images, bundle.train.labels[: arguments.images], 32, bundle.train.pixels[: arguments.images]
     )
-    job = Job(
+    job = TrainConfig(
         model=network(),
         defense=get_manager().load_target("fgsm-rs")(get_manager().load_config("fgsm-rs")()),
         data=type(bundle)(**{**vars(bundle), "train": train}),
         recipe=make_recipe("default", {}, {"epochs": arguments.rounds + 1}),
         threat=make_threat(image_size=32),
         output=Path(tempfile.gettempdir()),
-        card={},
+        metadata={},
         device="cpu",
         display=Display(quiet=True),
     )

@@ -31,12 +31,12 @@ import torch.nn.functional as F
 import torchattacks
 
 from timm_robust.data import load_data
-from timm_robust.models.factory import build_model, sibling
+from timm_robust.models.factory import build_like, build_model
 from timm_robust.options import describe, parse_options
 from timm_robust.plugin import ModifierSpec, get_manager
 from timm_robust.recipes.presets import make_recipe
 from timm_robust.threat import make_threat
-from timm_robust.training.config import Job
+from timm_robust.training.config import TrainConfig
 from timm_robust.training.engine import Engine
 from timm_robust.utils.allocator import keep_freed_memory
 from timm_robust.utils.environment import hardware, versions
@@ -64,7 +64,7 @@ def make_engine(arguments: argparse.Namespace, way: str, k: int) -> Engine:
         arguments.model, num_classes=10, image_size=size, model_kwargs=kwargs, data_mean=[0.5] * 3, data_std=[0.25] * 3
     )
     recipe = make_recipe("default", {}, {"batch_size": n})
-    job = Job(
+    job = TrainConfig(
         model=network,
         defense=manager.load_target(method)(options),
         modifiers={
@@ -72,13 +72,13 @@ def make_engine(arguments: argparse.Namespace, way: str, k: int) -> Engine:
             for name in modifiers
         },
         teachers={
-            option: sibling(network).requires_grad_(False).eval() for option in manager.defense(method).spec.teachers
+            option: build_like(network).requires_grad_(False).eval() for option in manager.defense(method).spec.teachers
         },
         data=bundle,
         recipe=recipe,
         threat=make_threat(image_size=size),
         output=Path(tempfile.gettempdir()),
-        card={},
+        metadata={},
         precision=arguments.precision,
         device=arguments.device,
         display=Display(quiet=True),
@@ -115,7 +115,7 @@ def steps(arguments: argparse.Namespace, k: int) -> dict[str, Callable[[], None]
     engines = {method: make_engine(arguments, method, k) for method in methods}
     engine = engines[methods[0]]
     batch = next(engine.loader.epoch(0))
-    model, eps = engine.bare, engine.job.threat.eps
+    model, eps = engine.unwrapped_model, engine.config.threat.eps
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9, weight_decay=5e-4)
     # accelerate has patched the model's forward with autocast where precision asks for it, so all ways share it
     autocast = engine.accelerator.autocast if arguments.precision != "fp32" else contextlib.nullcontext

@@ -14,7 +14,7 @@ from torchattacks.attack import Attack
 
 from timm_robust.attacks.steps import signed_step
 from timm_robust.data.batch import Batch
-from timm_robust.defense import Defense, Perturbed, Run, StepOutput
+from timm_robust.defense import Defense, Perturbed, StepOutput, TrainContext
 from timm_robust.errors import UserError
 from timm_robust.sample_table import SampleTable, enlarge, put_window, reduce, take_window
 
@@ -86,7 +86,7 @@ class ATAS(Defense):
     options: AtasOptions
     norms = ("Linf",)
 
-    def setup(self, run: Run) -> None:
+    def setup(self, run: TrainContext) -> None:
         super().setup(run)
         options, small = self.options, run.image_size <= 64
         if run.frame_size is None:

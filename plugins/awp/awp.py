@@ -13,9 +13,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from timm_robust.attacks.attack_mode import frozen_statistics
-from timm_robust.defense import Run
+from timm_robust.defense import TrainContext
 from timm_robust.modifier import Modifier
-from timm_robust.utils.random import kept_generators
+from timm_robust.utils.random import preserve_rng_state
 
 from .options import AwpOptions
 
@@ -44,10 +44,10 @@ class AWP(Modifier):
 
     options: AwpOptions
 
-    def setup(self, run: Run) -> None:
+    def setup(self, run: TrainContext) -> None:
         super().setup(run)
         self.active = False
-        named = run.bare.named_parameters()
+        named = run.unwrapped_model.named_parameters()
         self.layers = [w for name, w in named if name.endswith("weight") and w.ndim > 1 and w.requires_grad]
 
     def on_epoch_start(self, epoch: int) -> None:
@@ -71,8 +71,8 @@ class AWP(Modifier):
     def _gradients(self, loss: Callable[[], Tensor]) -> list[Tensor]:
         """Of the loss, by the weights of all layers; the random stream and BatchNorm's statistics stay as they are."""
         with ExitStack() as stack:
-            stack.enter_context(kept_generators())
-            for network in (self.run.bare, self.run.companion):
+            stack.enter_context(preserve_rng_state())
+            for network in (self.run.unwrapped_model, self.run.auxiliary_model):
                 stack.enter_context(frozen_statistics(network) if network else nullcontext())
             value = loss() * self.run.attacker.view.gradient_scale  # a power of two, gone with the gradient's length
             found = torch.autograd.grad(value, self.layers, allow_unused=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torchattacks.attack import Attack
 
 from timm_robust.data.batch import Batch
-from timm_robust.defense import Defense, Perturbed, Run, StepOutput
+from timm_robust.defense import Defense, Perturbed, StepOutput, TrainContext
 from timm_robust.sample_table import SampleTable
 
 from .options import FgsmMepOptions
@@ -73,7 +73,7 @@ class FGSMMEP(Defense):
     options: FgsmMepOptions
     norms = ("Linf",)
 
-    def setup(self, run: Run) -> None:
+    def setup(self, run: TrainContext) -> None:
         super().setup(run)
         options = self.options
         shape = (run.in_chans, run.image_size, run.image_size)

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from timm_robust.data.batch import Batch
-from timm_robust.defense import Defense, Perturbed, Run, StepOutput
+from timm_robust.defense import Defense, Perturbed, StepOutput, TrainContext
 
 from .options import FreeOptions
 
@@ -46,7 +46,7 @@ class Free(Defense):
         super().__init__(options)
         self.replays = options.replays
 
-    def setup(self, run: Run) -> None:
+    def setup(self, run: TrainContext) -> None:
         super().setup(run)
         shape = (run.recipe.batch_size, run.in_chans, run.image_size, run.image_size)
         self.delta = torch.zeros(shape, device=run.device)

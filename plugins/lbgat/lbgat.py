@@ -40,7 +40,7 @@ class LBGAT(TRADES):
 
     options: LbgatOptions
 
-    def companion(self, build: Callable[..., nn.Module]) -> nn.Module:
+    def auxiliary_model(self, build: Callable[..., nn.Module]) -> nn.Module:
         name = self.options.natural_model
         return build(name) if name else build()
 
@@ -49,7 +49,7 @@ class LBGAT(TRADES):
         adversarial_logits = self.run.model(perturbed.images)
         with torch.set_grad_enabled(beta > 0):  # at 0 too: the released code's BatchNorm sees clean images either way
             clean_logits = self.run.model(batch.images)
-        natural_logits = self.run.companion(batch.images)
+        natural_logits = self.run.auxiliary_model(batch.images)
         natural_loss = self.cross_entropy(natural_logits, batch.targets)
         loss = lbgat_loss(natural_loss, natural_logits, clean_logits, adversarial_logits, beta=beta)
         return {"loss": loss, "logits": adversarial_logits, "natural_loss": natural_loss.detach()}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from timm_robust.data.batch import Batch
-from timm_robust.defense import Defense, Perturbed, Run, StepOutput
+from timm_robust.defense import Defense, Perturbed, StepOutput, TrainContext
 
 from .options import MoatOptions
 from .stages import Kind, mean_cost, parse_stages, period, stage_at
@@ -25,7 +25,7 @@ class MOAT(Defense):
     options: MoatOptions
     norms = ("Linf",)
 
-    def setup(self, run: Run) -> None:
+    def setup(self, run: TrainContext) -> None:
         super().setup(run)
         self.stages = parse_stages(self.options.stages)
         self.iteration = self.epoch = 0

@@ -44,7 +44,7 @@ class NFGSMTraining(Defense):
 
     def __init__(self, options: NFgsmOptions) -> None:
         super().__init__(options)
-        self.reach = options.noise_ratio + options.step_ratio
+        self.eps_multiplier = options.noise_ratio + options.step_ratio
 
     def perturb(self, batch: Batch) -> Perturbed:
         options, eps = self.options, self.run.threat.eps

@@ -8,7 +8,7 @@ learning, ICML 2020 (released code).
 from __future__ import annotations
 
 from timm_robust.data.batch import Batch
-from timm_robust.defense import Defense, Perturbed, Run
+from timm_robust.defense import Defense, Perturbed, TrainContext
 from timm_robust.errors import UserError
 
 from .friendly import EarlyStoppedPGD, patience
@@ -17,7 +17,7 @@ from .friendly import EarlyStoppedPGD, patience
 class PGD(Defense):
     """Cross-entropy on PGD's images; the attack is the host's default, or stops early with `stop_after`."""
 
-    def setup(self, run: Run) -> None:
+    def setup(self, run: TrainContext) -> None:
         super().setup(run)
         stop_after = getattr(self.options, "stop_after", None)  # methods that build on this one have no such option
         if stop_after and run.threat.norm != "Linf":

@@ -8,7 +8,7 @@ import numpy as np
 
 from timm_robust.data.augment import stream
 from timm_robust.data.streaming import Stream
-from timm_robust.distiller import DistilledClass, Distiller, Patch, Task
+from timm_robust.distiller import DistillContext, DistilledClass, Distiller, Patch
 from timm_robust.errors import UserError
 
 DRAWS = 103
@@ -18,7 +18,7 @@ DRAWS = 103
 class RandomImages(Distiller):
     """Draws images; each is whole, scaled and cropped as for an evaluation."""
 
-    def setup(self, task: Task) -> None:
+    def setup(self, task: DistillContext) -> None:
         super().setup(task)
         counts = np.bincount(task.train.labels, minlength=len(task.class_names))
         if counts.min() < task.ipc:

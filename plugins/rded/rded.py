@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from timm_robust.attacks.attacker import Attacker
 from timm_robust.data.augment import stream
-from timm_robust.distiller import DistilledClass, Distiller, Patch, Task
+from timm_robust.distiller import DistillContext, DistilledClass, Distiller, Patch
 from timm_robust.errors import UserError
 
 from .crops import Crops, read_crops
@@ -148,7 +148,7 @@ class RDED(Distiller):
 
     options: RdedOptions
 
-    def setup(self, task: Task) -> None:
+    def setup(self, task: DistillContext) -> None:
         super().setup(task)
         options, size = self.options, task.image_size
         self.factor = options.factor or (1 if size <= SMALL else 2)

@@ -18,7 +18,7 @@ from torchattacks.attack import Attack
 
 from timm_robust.attacks.steps import signed_step
 from timm_robust.data.batch import Batch
-from timm_robust.defense import Defense, Perturbed, Run, StepOutput
+from timm_robust.defense import Defense, Perturbed, StepOutput, TrainContext
 
 from .options import StudentOptions
 from .rded import cell_sizes
@@ -165,7 +165,7 @@ class Student(Defense):
         super().__init__(options)
         self.adversarial = options.adversarial > 0
 
-    def setup(self, run: Run) -> None:
+    def setup(self, run: TrainContext) -> None:
         super().setup(run)
         self.factor = self.options.factor or run.distilled.get("settings", {}).get("factor", 1)
         observer = run.distilled.get("observer", {})

@@ -18,9 +18,9 @@ from timm_robust_plugins.pgd.pgd import PGD
 from timm_robust_plugins.trades.trades import TRADES, trades_loss
 from torch import Tensor
 
-from timm_robust.attacks.attack_mode import crafting
+from timm_robust.attacks.attack_mode import attack_mode
 from timm_robust.data.batch import Batch
-from timm_robust.defense import Defense, Perturbed, Run, StepOutput
+from timm_robust.defense import Defense, Perturbed, StepOutput, TrainContext
 from timm_robust.sample_table import SampleTable
 
 from .options import SglrOptions
@@ -128,7 +128,7 @@ class SGLR(Defense):
         self.base = BASES[options.base](replace(options, beta=beta))
         self.beta, self.norms = beta, self.base.norms
 
-    def setup(self, run: Run) -> None:
+    def setup(self, run: TrainContext) -> None:
         super().setup(run)
         self.base.setup(run)
         self.table = SampleTable(run, "sglr: labels", (run.num_classes,), place=self.options.table_place)
@@ -177,8 +177,8 @@ class SGLR(Defense):
         if options.adv_weight == 1:
             return None, adversarial
         # after the other forward: autocast would hand it weights cast without a gradient
-        with torch.no_grad(), crafting(self.run.bare) if options.clean_bn == "eval" else nullcontext():
-            return self.run.bare(batch.images).float(), adversarial
+        with torch.no_grad(), attack_mode(self.run.unwrapped_model) if options.clean_bn == "eval" else nullcontext():
+            return self.run.unwrapped_model(batch.images).float(), adversarial
 
     def commit(self, batch: Batch, perturbed: Perturbed, output: StepOutput) -> None:
         if self.refining:

@@ -26,11 +26,11 @@ from timm_robust.data import DataBundle, Split, as_tensors, load_data, make_eval
 from timm_robust.errors import UserError, unknown
 from timm_robust.evaluation.autoattack import run_autoattack
 from timm_robust.models.pixel_model import PixelModel
-from timm_robust.runs.checkpoint import find_checkpoint, load, read_card
+from timm_robust.runs.checkpoint import find_checkpoint, load, read_metadata
 from timm_robust.threat import Threat, make_threat
 from timm_robust.utils.environment import hardware, versions
 from timm_robust.utils.files import write_json
-from timm_robust.utils.random import kept_generators
+from timm_robust.utils.random import preserve_rng_state
 
 from .knn import Neighbours, SoftVote, Vote, credibility, fit_temperature
 from .options import SsatOptions
@@ -45,7 +45,7 @@ Way = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass
-class Subject:
+class EvalInputs:
     """A network as a k-NN classifier.
 
     Attributes:
@@ -66,7 +66,7 @@ class Subject:
             return credibility(self.vote(images).long(), *self.calibration)
 
 
-def classifier(model: PixelModel, bundle: DataBundle, *, k: int = 75, normalise: bool = True) -> Subject:
+def classifier(model: PixelModel, bundle: DataBundle, *, k: int = 75, normalise: bool = True) -> EvalInputs:
     """The k-NN classifier of a network: its database of the training images, calibrated on the validation images.
 
     Args:
@@ -78,7 +78,7 @@ def classifier(model: PixelModel, bundle: DataBundle, *, k: int = 75, normalise:
     queries, targets = _features(encoder, bundle.val)
     tau, agreement = fit_temperature(index, queries)
     soft = SoftVote(encoder, index, tau).eval()
-    return Subject(encoder, Vote(encoder, index).eval(), soft, (index.counts(queries), targets), agreement)
+    return EvalInputs(encoder, Vote(encoder, index).eval(), soft, (index.counts(queries), targets), agreement)
 
 
 def evaluate(
@@ -121,14 +121,16 @@ def evaluate(
     for name in attacks:
         if name not in ATTACKS:
             raise unknown("attack", name, ATTACKS)
-    card = read_card(checkpoint)
-    data = card["data"]["name"] if data is None else data
+    metadata = read_metadata(checkpoint)
+    data = metadata["data"]["name"] if data is None else data
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    size = card["model"]["image_size"]
-    bundle = load_data(data, image_size=size, seed=card["seed"], device=device, data_dir=data_dir)
-    if bundle.num_classes != card["model"]["num_classes"]:
-        raise UserError(f"{str(checkpoint)!r} knows {card['model']['num_classes']} classes, not {bundle.num_classes}")
-    options = SsatOptions(**card["method_args"]) if card["method"] == "ssat" else SsatOptions()
+    size = metadata["model"]["image_size"]
+    bundle = load_data(data, image_size=size, seed=metadata["seed"], device=device, data_dir=data_dir)
+    if bundle.num_classes != metadata["model"]["num_classes"]:
+        raise UserError(
+            f"{str(checkpoint)!r} knows {metadata['model']['num_classes']} classes, not {bundle.num_classes}"
+        )
+    options = SsatOptions(**metadata["method_args"]) if metadata["method"] == "ssat" else SsatOptions()
     subject = classifier(load(checkpoint, device=device), bundle, k=options.k, normalise=options.normalise)
     images, targets = (part.to(device) for part in as_tensors(bundle.test, min(n_examples, len(bundle.test))))
     right = torch.cat([_is_right(subject.vote, *part) for part in _parts(batch_size, images, targets)])
@@ -154,10 +156,10 @@ def evaluate(
         found: dict[str, Any] = {}
         worst = right.clone()
         for name in [name for name in ON_VOTE if name in attacks]:
-            stands = right.clone()
-            stands[right] = _withstood(subject.vote, ways[name], images[right], targets[right], batch_size, seed)
-            found[name] = _rates(stands, right)
-            worst &= stands
+            still_correct = right.clone()
+            still_correct[right] = _withstood(subject.vote, ways[name], images[right], targets[right], batch_size, seed)
+            found[name] = _rates(still_correct, right)
+            worst &= still_correct
         if found:
             found["worst"] = _rates(worst, right)
         if "autoattack" in attacks:
@@ -174,7 +176,7 @@ def evaluate(
     return record
 
 
-def on_vote(subject: Subject, threat: Threat, *, guides: int, steps: int, queries: int) -> dict[str, Way]:
+def on_vote(subject: EvalInputs, threat: Threat, *, guides: int, steps: int, queries: int) -> dict[str, Way]:
     """How the vote is attacked: by name, (images, targets) -> adversarial images. See `evaluate`."""
     features, soft, vote = (Attacker(model, threat) for model in (subject.encoder, subject.soft, subject.vote))
     alpha = threat.eps / 4
@@ -193,11 +195,11 @@ def on_vote(subject: Subject, threat: Threat, *, guides: int, steps: int, querie
 
 def _withstood(vote: Vote, way: Way, images: Tensor, targets: Tensor, batch_size: int, seed: int) -> Tensor:
     """Whether the vote names the right class after one attack, bool [N]."""
-    stands = torch.zeros(0, dtype=torch.bool, device=images.device)
-    with kept_generators(seed):
+    still_correct = torch.zeros(0, dtype=torch.bool, device=images.device)
+    with preserve_rng_state(seed):
         for part, right in _parts(batch_size, images, targets) if len(images) else ():
-            stands = torch.cat([stands, _is_right(vote, way(part, right), right)])
-    return stands
+            still_correct = torch.cat([still_correct, _is_right(vote, way(part, right), right)])
+    return still_correct
 
 
 def _features(encoder: Encoder, split: Split) -> tuple[Tensor, Tensor]:
@@ -222,9 +224,9 @@ def _share(values: Tensor) -> float:
     return round(values.float().mean().item(), 4)
 
 
-def _rates(stands: Tensor, right: Tensor) -> dict[str, float]:
+def _rates(still_correct: Tensor, right: Tensor) -> dict[str, float]:
     """Robust accuracy and DSR; the latter is 1 where nothing was right."""
-    return {"accuracy": _share(stands), "dsr": _share(stands[right]) if right.any() else 1.0}
+    return {"accuracy": _share(still_correct), "dsr": _share(still_correct[right]) if right.any() else 1.0}
 
 
 def table(record: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from timm_robust.attacks.attack_mode import crafting
+from timm_robust.attacks.attack_mode import attack_mode
 from timm_robust.errors import UserError
 from timm_robust.models.pixel_model import PixelModel
 
@@ -105,12 +105,12 @@ def find_layout(model: PixelModel) -> Layout:
     Raises:
         UserError: a network whose classifier cannot be found.
     """
-    record, device = model.record, next(model.parameters()).device
+    record, device = model.config, next(model.parameters()).device
     named = {item["module"]: item["num_chs"] for item in _feature_info(model.model)}
     there = {name for name, _ in model.model.named_modules()}
     named = {name: channels for name, channels in named.items() if name in there}
     images = torch.zeros(1, record.in_chans, record.image_size, record.image_size, device=device)
-    with torch.no_grad(), crafting(model), recorded(model, list(named)) as seen:
+    with torch.no_grad(), attack_mode(model), recorded(model, list(named)) as seen:
         model(images)
     if not seen.inputs:
         raise UserError(f"the features of {record.architecture or record.module_class} cannot be read")

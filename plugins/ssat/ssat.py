@@ -16,10 +16,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from timm_robust.attacks.attack_mode import crafting
+from timm_robust.attacks.attack_mode import attack_mode
 from timm_robust.attacks.attacker import AttackView
 from timm_robust.data.batch import Batch
-from timm_robust.defense import Defense, Perturbed, Run, StepOutput
+from timm_robust.defense import Defense, Perturbed, StepOutput, TrainContext
 from timm_robust.errors import UserError
 from timm_robust.models.pixel_model import PixelModel
 from timm_robust.runs.checkpoint import STATE, load_state
@@ -39,14 +39,14 @@ class Informed(Defense):
     The classifier learns beside them, from detached features of images whose labels are known: a linear probe.
     """
 
-    def companion(self, build: Callable[..., nn.Module]) -> nn.Module:
+    def auxiliary_model(self, build: Callable[..., nn.Module]) -> nn.Module:
         return Projections(find_layout(build()))
 
-    def setup(self, run: Run) -> None:
+    def setup(self, run: TrainContext) -> None:
         super().setup(run)
-        if getattr(run.bare, "_compiled_call_impl", None) is not None:
+        if getattr(run.unwrapped_model, "_compiled_call_impl", None) is not None:
             raise UserError("this method reads features inside the network, which torch.compile hides: no --compile")
-        self.layout = find_layout(run.bare)
+        self.layout = find_layout(run.unwrapped_model)
 
     def places(self, batch: Batch) -> Tensor:
         """For each view and image a place on the coarsest map, int64 [2, B]."""
@@ -59,10 +59,10 @@ class Informed(Defense):
             images: [N, C, H, W].
             one, other: int64 [B], positions of the views' images.
         """
-        with recorded(self.run.bare, [layer.name for layer in self.layout.maps]) as seen:
+        with recorded(self.run.unwrapped_model, [layer.name for layer in self.layout.maps]) as seen:
             logits = self.run.model(images)
         both = torch.cat([one, other])
-        maps = self.run.companion([found[both] for found in self.layout.pooled(seen)])
+        maps = self.run.auxiliary_model([found[both] for found in self.layout.pooled(seen)])
         parts = zip(*(found.split(len(one)) for found in (seen.vector[both], *maps)), strict=True)
         first, second = (Features(vector, tuple(rest)) for vector, *rest in parts)
         return logits, first, second
@@ -74,7 +74,7 @@ class Pretraining(Informed):
     options: PretrainingOptions
     adversarial = False
 
-    def setup(self, run: Run) -> None:
+    def setup(self, run: TrainContext) -> None:
         super().setup(run)
         options, small = self.options, run.image_size <= 32
         self.view = {
@@ -105,11 +105,11 @@ class SSAT(Informed):
     options: SsatOptions
     norms = ("Linf",)
 
-    def setup(self, run: Run) -> None:
+    def setup(self, run: TrainContext) -> None:
         super().setup(run)
         self._start_from(Path(self.options.encoder or run.output / "encoder"))
         attacker = run.attacker.view
-        encoder = Encoder(run.bare, normalise=self.options.normalise)
+        encoder = Encoder(run.unwrapped_model, normalise=self.options.normalise)
         self.encoder = AttackView(encoder, attacker.autocast, attacker.gradient_scale)
         self.features = SampleTable(run, "ssat: features", (self.layout.width,))
         self.labels = SampleTable(run, "ssat: labels")
@@ -133,7 +133,7 @@ class SSAT(Informed):
             random_start=options.random_start,
         )
         images = self.attack(batch.images, batch.targets, attack, bn=options.attack_bn)
-        with torch.no_grad(), crafting(self.run.bare):
+        with torch.no_grad(), attack_mode(self.run.unwrapped_model):
             fooled = self.index.vote(self.encoder(images)) != batch.targets
         return Perturbed(images, {"fooled": fooled, "places": self.places(batch)})
 
@@ -163,7 +163,7 @@ class SSAT(Informed):
         """Takes the features of all training images with the weights as they are, each process its share."""
         several = dist.is_available() and dist.is_initialized()
         share = (dist.get_rank(), None, dist.get_world_size()) if several else (None,)
-        with crafting(self.run.bare):
+        with attack_mode(self.run.unwrapped_model):
             for batch in islice(self.run.unaugmented(), *share):
                 self.features[batch.index] = self.encoder(batch.images)
                 self.labels[batch.index] = batch.targets
@@ -179,21 +179,21 @@ class SSAT(Informed):
         """The weights of the encoder's run; its projections too, and then both of its last epoch, if it has some."""
         run = self.run
         teacher = next(part for part in run.teachers["encoder"].modules() if isinstance(part, PixelModel))
-        mine, theirs = (replace(model.record, pretrained=False).to_dict() for model in (run.bare, teacher))
+        mine, theirs = (replace(model.config, pretrained=False).to_dict() for model in (run.unwrapped_model, teacher))
         for what, value in theirs.items():
             if mine[what] != value:
                 raise UserError(
                     f"encoder {str(folder)!r} has {what} {value!r}: expected {mine[what]!r}, as in this run"
                 )
         state = load_state(folder / "last") if (folder / "last" / STATE).is_file() else {}
-        projections = getattr(run.companion, "module", run.companion)
+        projections = getattr(run.auxiliary_model, "module", run.auxiliary_model)
         found = {name.removeprefix("module."): value for name, value in (state.get("companion") or {}).items()}
         wanted = projections.state_dict()
         if {name: value.shape for name, value in found.items()} == {n: value.shape for n, value in wanted.items()}:
             projections.load_state_dict(found)
-            run.bare.load_state_dict(state["model"])
+            run.unwrapped_model.load_state_dict(state["model"])
         else:
-            run.bare.load_state_dict(teacher.state_dict())
+            run.unwrapped_model.load_state_dict(teacher.state_dict())
             run.say(f"encoder {folder} has no projections: they start at random, ssat-pretrain would train them")
 
     def state_dict(self) -> dict[str, Any]:

@@ -29,7 +29,7 @@ class SWA(Modifier):
 
     options: SwaOptions
 
-    def ships(self, model: PixelModel) -> PixelModel:
+    def eval_model(self, model: PixelModel) -> PixelModel:
         self.average = AveragedModel(model)
         self.average.requires_grad_(False).eval()
         return self.average.module
@@ -37,11 +37,11 @@ class SWA(Modifier):
     def on_epoch_end(self, epoch: int) -> None:
         if epoch <= self.options.start * self.run.epochs:
             self.average.n_averaged.zero_()  # the update then replaces what is there
-        self.average.update_parameters(self.run.bare)
+        self.average.update_parameters(self.run.unwrapped_model)
         if self.average.n_averaged > 1:
             self._take_statistics()
         else:
-            for mine, theirs in zip(self.average.module.buffers(), self.run.bare.buffers(), strict=True):
+            for mine, theirs in zip(self.average.module.buffers(), self.run.unwrapped_model.buffers(), strict=True):
                 mine.copy_(theirs)
 
     def _take_statistics(self) -> None:

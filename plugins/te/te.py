@@ -16,10 +16,10 @@ from timm_robust_plugins.trades.trades import TRADES, trades_loss
 from torch import Tensor
 from torchattacks.attack import Attack
 
-from timm_robust.attacks.attack_mode import crafting
+from timm_robust.attacks.attack_mode import attack_mode
 from timm_robust.attacks.steps import signed_step
 from timm_robust.data.batch import Batch
-from timm_robust.defense import Defense, Perturbed, Run, StepOutput
+from timm_robust.defense import Defense, Perturbed, StepOutput, TrainContext
 from timm_robust.errors import UserError
 from timm_robust.sample_table import SampleTable
 
@@ -126,7 +126,7 @@ class TE(Defense):
         super().__init__(options)
         self.base = {"pgd": PGD, "trades": TRADES}[options.base](options)
 
-    def setup(self, run: Run) -> None:
+    def setup(self, run: TrainContext) -> None:
         super().setup(run)
         options = self.options
         if options.end < options.start:
@@ -145,7 +145,7 @@ class TE(Defense):
         if not self.weight:
             return self.base.perturb(batch)
         options = self.options
-        with torch.no_grad(), crafting(self.run.bare, "eval"):
+        with torch.no_grad(), attack_mode(self.run.unwrapped_model, "eval"):
             clean_logits = self.run.attacker.view(batch.images)
         averages, ensembled = averaged(self.table[batch.index], clean_logits.softmax(1), eta=options.eta)
         images = self.attack(

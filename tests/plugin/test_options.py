@@ -180,8 +180,8 @@ def test_recipe_settings_are_documented() -> None:
 def test_shipped_options() -> None:
     """Loading checks them; every default must say where it comes from."""
     manager = PluginManager()
-    shipped = pytest.importorskip("timm_robust_plugins")
-    for folder in Path(shipped.__path__[0]).iterdir():
+    eval_model = pytest.importorskip("timm_robust_plugins")
+    for folder in Path(eval_model.__path__[0]).iterdir():
         if (folder / "plugin.py").exists():
             plugin = importlib.import_module(f"timm_robust_plugins.{folder.name}.plugin")
             manager.register(plugin, name=folder.name)

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from timm_robust.api.inputs import Subject, best_device, open_subject
+from timm_robust.api.inputs import EvalInputs, best_device, load_eval_inputs
 from timm_robust.api.paired import paired
 from timm_robust.errors import UserError
 from timm_robust.threat import Threat
 from timm_robust.utils.allocator import keep_freed_memory
 from timm_robust.utils.environment import hardware, versions
-from timm_robust.utils.files import kept_in, require_place, write_record
+from timm_robust.utils.files import kept_in, require_place, write_result
 from timm_robust.utils.progress import Display
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from timm_robust.evaluation.masking import Check
     from timm_robust.evaluation.transfer import Transfer
 
-__all__ = ["corruptions", "curve", "masking", "open_subject", "paired", "transfer"]
+__all__ = ["corruptions", "curve", "load_eval_inputs", "masking", "paired", "transfer"]
 
 PICTURES = (".svg", ".png", ".pdf")
 
@@ -57,7 +57,7 @@ def curve(
         json: file for the record.
         restart: begin anew, whatever an earlier call that was stopped has measured.
         quiet: no progress.
-        where: n_examples, eps, norm, data_dir, download, device, as for `open_subject`.
+        where: n_examples, eps, norm, data_dir, download, device, as for `load_eval_inputs`.
 
     Returns:
         by checkpoint, as given, its curve.
@@ -65,13 +65,13 @@ def curve(
     Raises:
         UserError: a mistake in any of these.
     """
-    from timm_robust.evaluation.attack_spec import parse_measure
+    from timm_robust.evaluation.attack_spec import parse_attack
     from timm_robust.evaluation.curve import accuracy_curve, grid
     from timm_robust.report.radii import draw_radii
 
     if not checkpoints:
         raise UserError("a curve needs a checkpoint: expected the folder of at least one run")
-    parse_measure(attack)
+    parse_attack(attack)
     require_place(json)
     require_place(out, "picture")
     if out is not None and Path(out).suffix not in PICTURES:
@@ -174,14 +174,14 @@ def transfer(
     The data and the threat are the target's. Other arguments as for `curve`.
     """
     from timm_robust.evaluation.transfer import transfer as run
-    from timm_robust.runs.checkpoint import load, read_card
+    from timm_robust.runs.checkpoint import load, read_metadata
 
     require_place(json)
     subject = _sound(target, data, **where)
     device = next(subject.model.parameters()).device
-    wanted = subject.card.get("data", {}).get("class_names")
+    wanted = subject.metadata.get("data", {}).get("class_names")
     for source in sources:
-        names = read_card(source).get("data", {}).get("class_names")
+        names = read_metadata(source).get("data", {}).get("class_names")
         if names and wanted and len(names) == len(wanted) and names != wanted:
             one, other = next(pair for pair in zip(names, wanted, strict=True) if pair[0] != pair[1])
             raise UserError(
@@ -225,18 +225,18 @@ def corruptions(
         batch_size, device, json, quiet: as for `curve`.
     """
     from timm_robust.evaluation.corruptions import CORRUPTIONS, corruption_accuracy
-    from timm_robust.runs.checkpoint import find_checkpoint, load, read_card
+    from timm_robust.runs.checkpoint import find_checkpoint, load, read_metadata
 
     require_place(json)
-    card = read_card(checkpoint)
+    metadata = read_metadata(checkpoint)
     keep_freed_memory(device or best_device())
     model = load(checkpoint, device=device or best_device())
     with Display(quiet).measuring() as tell:
         found = corruption_accuracy(
             model,
             folder,
-            class_names=card.get("data", {}).get("class_names"),
-            image_size=card["model"]["image_size"],
+            class_names=metadata.get("data", {}).get("class_names"),
+            image_size=metadata["model"]["image_size"],
             n_examples=n_examples,
             corruptions=list(only or CORRUPTIONS),
             batch_size=batch_size,
@@ -246,17 +246,17 @@ def corruptions(
     return found
 
 
-def _sound(checkpoint: str | Path, data: Any, **where: Any) -> Subject:
+def _sound(checkpoint: str | Path, data: Any, **where: Any) -> EvalInputs:
     """The subject, if its logits are finite and the same twice."""
     from timm_robust.evaluation.preconditions import require_deterministic, require_finite
 
-    subject = open_subject(checkpoint, data, **where)
+    subject = load_eval_inputs(checkpoint, data, **where)
     require_finite(subject.model, subject.images)
     require_deterministic(subject.model, subject.images)
     return subject
 
 
-def _about(subject: Subject, seed: int) -> dict[str, Any]:
+def _about(subject: EvalInputs, seed: int) -> dict[str, Any]:
     threat = subject.threat
     return {
         "checkpoint": subject.name,
@@ -269,7 +269,7 @@ def _about(subject: Subject, seed: int) -> dict[str, Any]:
 
 def _record(path: str | Path | None, content: dict[str, Any]) -> bool:
     """Writes the record, if one is wanted; whether nothing went wrong."""
-    return path is None or write_record(path, {**content, "versions": versions(), "hardware": hardware()}, Display())
+    return path is None or write_result(path, {**content, "versions": versions(), "hardware": hardware()}, Display())
 
 
 def _short(found: dict[str, Curve]) -> dict[str, Curve]:

@@ -21,7 +21,7 @@ from timm_robust.errors import RunFailed, UserError, unknown
 from timm_robust.options import parse_options
 from timm_robust.plugin import get_manager
 from timm_robust.report import Comparison
-from timm_robust.runs.finished import Run
+from timm_robust.runs.finished import FinishedRun
 from timm_robust.runs.folder import MANIFEST, MAY_CHANGE, as_plain, free_folder, make_folder, require_new
 from timm_robust.threat import make_threat
 from timm_robust.utils.progress import Display
@@ -108,13 +108,13 @@ def compare(
     _check(methods, seeds, options, epochs, settings)
 
     from timm_robust.api.train import TEST_ATTACKS, train
-    from timm_robust.evaluation.attack_spec import parse_measure
+    from timm_robust.evaluation.attack_spec import parse_attack
 
-    attacks = [parse_measure(name).name for name in settings.get("test_attacks", TEST_ATTACKS)]
+    attacks = [parse_attack(name).name for name in settings.get("test_attacks", TEST_ATTACKS)]
     if not resume:
         require_new(folder, RECORD, "comparison")
     make_folder(folder)
-    runs = {(name, seed): Run(name, seed, folder / f"{name}-seed{seed}") for name in methods for seed in seeds}
+    runs = {(name, seed): FinishedRun(name, seed, folder / f"{name}-seed{seed}") for name in methods for seed in seeds}
     for run in runs.values():
         run.read(attacks)
     plain = {**asked, "methods": methods, "seeds": seeds, "method_args": as_plain(options)}
@@ -151,7 +151,7 @@ def compare(
 
 
 @contextmanager
-def _outcome(result: Comparison, run: Run, display: Display, resume: bool) -> Iterator[None]:
+def _outcome(result: Comparison, run: FinishedRun, display: Display, resume: bool) -> Iterator[None]:
     """Keeps what a run fails with; a mistake that every run would share is raised."""
     trace = run.folder.with_name(f"{run.folder.name}-error.txt")
     trace.unlink(missing_ok=True)
@@ -177,7 +177,7 @@ def _outcome(result: Comparison, run: Run, display: Display, resume: bool) -> It
         display.warn(f"{run.method}, seed {run.seed} failed: {run.error}")
 
 
-def _undo(result: Comparison, run: Run) -> None:
+def _undo(result: Comparison, run: FinishedRun) -> None:
     """Leaves no trace of a comparison that never began."""
     for name in (RECORD, PAGE):
         (result.output / name).unlink(missing_ok=True)

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from timm_robust.data import DataBundle
-    from timm_robust.distiller import DistilledClass, Task
-    from timm_robust.models.class_order import Observer
+    from timm_robust.distiller import DistillContext, DistilledClass
+    from timm_robust.models.class_order import ClassAlignedModel
     from timm_robust.models.pixel_model import PixelModel
     from timm_robust.threat import Threat
 
@@ -139,7 +139,7 @@ def distill(
 
     from timm_robust.data import load_data
     from timm_robust.distillation.observer import open_observer
-    from timm_robust.distiller import Task
+    from timm_robust.distiller import DistillContext
     from timm_robust.training.accelerator import PRECISIONS, make_accelerator
 
     try:
@@ -148,18 +148,18 @@ def distill(
         accelerator = make_accelerator(precision, device, [], folder.path)
         keep_freed_memory(accelerator.device.type)
         display = display if accelerator.is_main_process else Display(quiet=True)
-        network, card = open_observer(str(observer), image_size)
-        size = network.record.image_size
+        network, metadata = open_observer(str(observer), image_size)
+        size = network.config.image_size
         where: Any = {"data_dir": data_dir, "download": download}
         bundle = load_data(data, image_size=size, seed=seed, workers=workers, stream=True, **where)
-        judge = _judge(str(observer), network, card, bundle).to(accelerator.device)
-        task = Task(
+        judge = _judge(str(observer), network, metadata, bundle).to(accelerator.device)
+        task = DistillContext(
             train=bundle.train,
             class_names=bundle.class_names,
             ipc=ipc,
             image_size=size,
             observer=judge,
-            threat=_threat(card, size),
+            threat=_threat(metadata, size),
             device=accelerator.device,
             seed=seed,
             batch_size=batch_size,
@@ -184,7 +184,12 @@ def distill(
         "format": image_format,
         "seed": seed,
         "source": _source(data, data_dir),
-        "observer": {"name": str(observer), "method": card.get("method"), "threat": card.get("threat"), **judged},
+        "observer": {
+            "name": str(observer),
+            "method": metadata.get("method"),
+            "threat": metadata.get("threat"),
+            **judged,
+        },
         "classes": _classes(bundle.class_names, judge.columns),
         "held_out": None if bundle.val_indices is None else bundle.val.source_names,
         "precision": precision,
@@ -200,7 +205,7 @@ def distill(
         f"{judged['images']} held-out images, its classes are in order; seed {seed}, output {folder.path}"
     )
     if accelerator.is_main_process:
-        work.begin(str(observer), network, card)
+        work.begin(str(observer), network, metadata)
     accelerator.wait_for_everyone()
     mine = range(accelerator.process_index, len(bundle.class_names), accelerator.num_processes)
     with display.bar("distilling", 1):
@@ -231,24 +236,24 @@ def _record(folder: Path) -> dict[str, Any]:
     return {}
 
 
-def _judge(name: str, network: PixelModel, card: Mapping[str, Any], bundle: DataBundle) -> Observer:
+def _judge(name: str, network: PixelModel, metadata: Mapping[str, Any], bundle: DataBundle) -> ClassAlignedModel:
     """The network with its classes in the order of the data's."""
     import torch
 
-    from timm_robust.models.class_order import Observer, class_columns
+    from timm_robust.models.class_order import ClassAlignedModel, class_columns
 
-    known, count = (card.get("data") or {}).get("class_names"), network.record.num_classes
+    known, count = (metadata.get("data") or {}).get("class_names"), network.config.num_classes
     columns = class_columns(known, bundle.class_names, count, owner=f"observer {name!r}")
-    return Observer(network.to(memory_format=torch.channels_last), columns).eval()  # type: ignore[call-overload]
+    return ClassAlignedModel(network.to(memory_format=torch.channels_last), columns).eval()  # type: ignore[call-overload]
 
 
-def _threat(card: Mapping[str, Any], image_size: int) -> Threat:
+def _threat(metadata: Mapping[str, Any], image_size: int) -> Threat:
     """What the observer was trained against, or the default."""
-    trained = card.get("threat") or {}
+    trained = metadata.get("threat") or {}
     return make_threat(trained.get("norm", "Linf"), trained.get("eps_text"), image_size=image_size)
 
 
-def _try_order(name: str, bundle: DataBundle, task: Task) -> dict[str, Any]:
+def _try_order(name: str, bundle: DataBundle, task: DistillContext) -> dict[str, Any]:
     """Accuracy of the observer on a few held-out images of each class; refuses one that does not know them."""
     from timm_robust.distillation.observer import predictions, probes, require_order
 
@@ -273,24 +278,24 @@ class _Work:
         task: what the distiller works with.
     """
 
-    def __init__(self, folder: RunFolder, record: dict[str, Any], task: Task) -> None:
+    def __init__(self, folder: RunFolder, record: dict[str, Any], task: DistillContext) -> None:
         self.folder, self.record, self.task = folder, record, task
         self.path, self.parts = folder.path, folder.path / PARTS
 
-    def begin(self, name: str, network: PixelModel, card: dict[str, Any]) -> None:
+    def begin(self, name: str, network: PixelModel, metadata: dict[str, Any]) -> None:
         """Takes the folder: the manifest, and the observer, which students learn from."""
         from timm_robust.data.distilled import OBSERVER
-        from timm_robust.runs.checkpoint import CARD, WEIGHTS, find_checkpoint, save_model
+        from timm_robust.runs.checkpoint import METADATA, WEIGHTS, find_checkpoint, save_model
 
         self.folder.write_manifest(self.record)
         with self._writing(self.path / OBSERVER):
             self.parts.mkdir(exist_ok=True)
             if not Path(name).expanduser().exists():
-                save_model(self.path / OBSERVER, network, card)
+                save_model(self.path / OBSERVER, network, metadata)
                 return
             found = find_checkpoint(Path(name).expanduser())
             (self.path / OBSERVER).mkdir(exist_ok=True)
-            for file in (WEIGHTS, CARD):
+            for file in (WEIGHTS, METADATA):
                 shutil.copyfile(found / file, self.path / OBSERVER / file)
 
     def done(self, number: int) -> bool:

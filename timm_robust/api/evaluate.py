@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from timm_robust.api.inputs import open_subject
+from timm_robust.api.inputs import load_eval_inputs
 from timm_robust.errors import UserError
-from timm_robust.utils.files import kept_in, require_place, write_record
+from timm_robust.utils.files import kept_in, require_place, write_result
 from timm_robust.utils.progress import Display
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def evaluate(
     Raises:
         UserError: no such checkpoint, data that does not fit it, unknown attacks, a model in train mode.
     """
-    from timm_robust.evaluation.attack_spec import parse_measure
+    from timm_robust.evaluation.attack_spec import parse_attack
     from timm_robust.evaluation.evaluate import evaluate_model
     from timm_robust.evaluation.fast import FastMode
     from timm_robust.evaluation.preconditions import output_warnings
@@ -78,7 +78,7 @@ def evaluate(
     from timm_robust.utils import distributed as processes
 
     for name in attacks:
-        parse_measure(name)
+        parse_attack(name)
     if not fast and (precision != "fp32" or compile):
         raise UserError("precision and compile are for the fast mode: pass fast as well, or leave them")
     if not fast and processes.count() > 1:
@@ -91,7 +91,7 @@ def evaluate(
     require_place(json)
     display = Display(quiet or processes.rank() > 0)
     with display.reading() as progress:
-        subject = open_subject(
+        subject = load_eval_inputs(
             checkpoint,
             data,
             n_examples=n_examples,
@@ -131,7 +131,7 @@ def evaluate(
         result.attacks["robustbench"] = benchmark_entry(
             subject.model, subject.images, subject.targets, subject.threat, batch_size=batch_size, seed=seed
         )
-    written = json is None or processes.rank() > 0 or write_record(json, result.to_dict(), display)
+    written = json is None or processes.rank() > 0 or write_result(json, result.to_dict(), display)
     processes.wait()
     if keep is not None and written:
         keep.unlink(missing_ok=True)

@@ -22,7 +22,7 @@ ZOO = "zoo:"
 
 
 @dataclass(frozen=True)
-class Subject:
+class EvalInputs:
     """A network, the test images it is measured on, and the threat.
 
     Attributes:
@@ -32,7 +32,7 @@ class Subject:
         targets: int64 [N], as the network numbers its classes.
         threat: asked for, else that of the training.
         data: name of the data.
-        card: the content of model.json; empty where there is none.
+        metadata: the content of model.json; empty where there is none.
     """
 
     name: str
@@ -41,10 +41,10 @@ class Subject:
     targets: Tensor
     threat: Threat
     data: str
-    card: dict[str, Any]
+    metadata: dict[str, Any]
 
 
-def open_subject(
+def load_eval_inputs(
     checkpoint: str | Path | nn.Module,
     data: Any = None,
     *,
@@ -55,7 +55,7 @@ def open_subject(
     download: bool = False,
     device: str | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> Subject:
+) -> EvalInputs:
     """Loads a network and the first test images; arguments as in `timm_robust.evaluate`.
 
     Args:
@@ -70,15 +70,15 @@ def open_subject(
 
     if n_examples is not None and n_examples < 1:
         raise UserError(f"n_examples is {n_examples}: expected at least 1")
-    model, name, card = _network(checkpoint, norm, device, download)
+    model, name, metadata = _network(checkpoint, norm, device, download)
     require_eval(model)
-    data = card.get("data", {}).get("name") if data is None else data
+    data = metadata.get("data", {}).get("name") if data is None else data
     if data is None:
         raise UserError("no data to measure on: pass data, such as 'digits' or a folder with test/CLASS/*")
     bundle = load_data(
         data,
-        image_size=card["model"]["image_size"] if card else None,
-        seed=card.get("seed", 0),
+        image_size=metadata["model"]["image_size"] if metadata else None,
+        seed=metadata.get("seed", 0),
         device="cpu",
         data_dir=data_dir,
         download=download,
@@ -89,15 +89,15 @@ def open_subject(
         raise UserError(
             f"n_examples is {n_examples}, the test split of {bundle.name} has only {len(bundle.test)} images"
         )
-    trained = card.get("threat", {})
+    trained = metadata.get("threat", {})
     if eps is None and (norm is None or norm.lower() == str(trained.get("norm")).lower()):
         eps = trained.get("eps_text")
     threat = make_threat(norm or trained.get("norm", "Linf"), eps, image_size=bundle.image_size, norms=EVALUATION_NORMS)
     images, targets = as_tensors(bundle.test, n_examples or len(bundle.test))
-    targets = _numbered(targets, name, card.get("data", {}).get("class_names") or (), bundle)
-    if card and int(targets.max()) >= (classes := card["model"]["num_classes"]):
+    targets = _numbered(targets, name, metadata.get("data", {}).get("class_names") or (), bundle)
+    if metadata and int(targets.max()) >= (classes := metadata["model"]["num_classes"]):
         raise UserError(f"the data has class number {int(targets.max())}, the model has only {classes} classes")
-    return Subject(name, model, images, targets, threat, bundle.name, card)
+    return EvalInputs(name, model, images, targets, threat, bundle.name, metadata)
 
 
 def _numbered(targets: Tensor, name: str, known: Sequence[str], bundle: DataBundle) -> Tensor:
@@ -124,7 +124,7 @@ def _network(
     checkpoint: str | Path | nn.Module, norm: str | None, device: str | None, download: bool
 ) -> tuple[nn.Module, str, dict[str, Any]]:
     """The network, its name, and its card where it has one."""
-    from timm_robust.runs.checkpoint import find_checkpoint, load, read_card
+    from timm_robust.runs.checkpoint import find_checkpoint, load, read_metadata
     from timm_robust.utils.distributed import own_device
 
     where = device or own_device()
@@ -136,7 +136,7 @@ def _network(
         dataset, _, name = checkpoint.removeprefix(ZOO).rpartition("/")
         return load_zoo(name, dataset or "cifar10", norm or "Linf", download=download).to(where), checkpoint, {}
     if isinstance(checkpoint, (str, Path)):
-        return load(checkpoint, device=where), str(find_checkpoint(checkpoint)), read_card(checkpoint)
+        return load(checkpoint, device=where), str(find_checkpoint(checkpoint)), read_metadata(checkpoint)
     # a module stays where it is unless another device is asked for
     return checkpoint if device is None else checkpoint.to(device), type(checkpoint).__name__, {}
 

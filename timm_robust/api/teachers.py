@@ -12,22 +12,24 @@ from torch import nn
 
 from timm_robust.data import DataBundle
 from timm_robust.errors import UserError
-from timm_robust.models.class_order import Observer, class_columns
+from timm_robust.models.class_order import ClassAlignedModel, class_columns
 from timm_robust.options import Options
 from timm_robust.plugin.spec import DefenseSpec
-from timm_robust.runs.checkpoint import load, read_card
+from timm_robust.runs.checkpoint import load, read_metadata
 from timm_robust.runs.folder import MANIFEST, is_first_process
-from timm_robust.training.config import Job
+from timm_robust.training.config import TrainConfig
 
 
-def trained_teachers(spec: DefenseSpec, options: Options, job: Job, train: Callable[..., Any]) -> dict[str, nn.Module]:
+def trained_teachers(
+    spec: DefenseSpec, options: Options, config: TrainConfig, train: Callable[..., Any]
+) -> dict[str, nn.Module]:
     """The teachers of a run, frozen and in eval mode.
 
     Args:
         spec: of the method; its `teachers` name the options, and the method that trains each.
         options: of the run; an option that is None takes the teacher that came with the data, else has one trained into
             the run's folder, under its name.
-        job: the run.
+        config: the run.
         train: trains with the run's own arguments, but for what is passed.
 
     Returns:
@@ -36,19 +38,19 @@ def trained_teachers(spec: DefenseSpec, options: Options, job: Job, train: Calla
     Raises:
         UserError: a folder without checkpoint, or a teacher of other classes or images.
     """
-    came = job.data.distilled.teachers if job.data.distilled else {}
+    came = config.data.distilled.teachers if config.data.distilled else {}
     given = {option: getattr(options, option) or came.get(option) for option in spec.teachers}
     for path in given.values():
         if path is not None:
-            _columns(path, job.data)  # before another is trained for nothing
+            _columns(path, config.data)  # before another is trained for nothing
     found: dict[str, nn.Module] = {}
     for option, method in spec.teachers.items():
-        own = None if job.model.record.architecture else copy.deepcopy(job.model.model)
+        own = None if config.model.config.architecture else copy.deepcopy(config.model.model)
         folder = given[option]
         if folder is None:
-            folder = job.output / option
+            folder = config.output / option
             if is_first_process():
-                job.display.say(
+                config.display.say(
                     f"method {spec.name} learns from a teacher: training it with method {method} first "
                     f"(-o {option}=FOLDER takes one that is there)"
                 )
@@ -60,20 +62,20 @@ def trained_teachers(spec: DefenseSpec, options: Options, job: Job, train: Calla
                 test_attacks=(),
                 output=folder,
                 resume=(folder / MANIFEST).is_file(),
-                workers=job.workers,
-                quiet=job.display.quiet,
+                workers=config.workers,
+                quiet=config.display.quiet,
             )
             PartialState().wait_for_everyone()  # the first process writes
-        teacher = load(folder, model=None if read_card(folder)["model"]["architecture"] else own)
-        found[option] = Observer(teacher, _columns(folder, job.data)).requires_grad_(False).eval()
+        teacher = load(folder, model=None if read_metadata(folder)["model"]["architecture"] else own)
+        found[option] = ClassAlignedModel(teacher, _columns(folder, config.data)).requires_grad_(False).eval()
     return found
 
 
 def _columns(folder: str | Path, data: DataBundle) -> list[int] | None:
     """Where the teacher has the classes of the data; refuses one of other classes or images."""
-    card, owner = read_card(folder), f"teacher {str(folder)!r}"
-    model = card["model"]
+    metadata, owner = read_metadata(folder), f"teacher {str(folder)!r}"
+    model = metadata["model"]
     if model["image_size"] != data.image_size:
         raise UserError(f"{owner} was trained on {model['image_size']} pixels, this data has {data.image_size}")
-    known = card.get("data", {}).get("class_names")
+    known = metadata.get("data", {}).get("class_names")
     return class_columns(known, data.class_names, model["num_classes"], owner=owner)

@@ -21,7 +21,7 @@ from timm_robust.runs.history import TrainResult
 from timm_robust.threat import make_threat, parse_eps
 from timm_robust.utils.allocator import keep_freed_memory
 from timm_robust.utils.environment import hardware, versions
-from timm_robust.utils.files import write_record
+from timm_robust.utils.files import write_result
 from timm_robust.utils.progress import Display
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from timm_robust.data import DataBundle
     from timm_robust.evaluation.evaluate import Evaluation
     from timm_robust.options import Options
-    from timm_robust.training.config import Job
+    from timm_robust.training.config import TrainConfig
 
 TEST_ATTACKS = ("clean", "pgd-10-1", "autoattack")
 """What the end of a training run measures on the test split."""
@@ -143,15 +143,15 @@ def train(
 
     from timm_robust.api.teachers import trained_teachers
     from timm_robust.data import add_extra, load_data, with_label_noise
-    from timm_robust.evaluation.attack_spec import ENSEMBLES, parse_measure, require_possible
+    from timm_robust.evaluation.attack_spec import ENSEMBLES, parse_attack, require_possible
     from timm_robust.models.factory import build_model
     from timm_robust.training.accelerator import PRECISIONS
-    from timm_robust.training.config import Job
+    from timm_robust.training.config import TrainConfig
     from timm_robust.training.engine import Engine
 
     if precision not in PRECISIONS:
         raise unknown("precision", precision, PRECISIONS)
-    test_attacks = [parse_measure(name).name for name in test_attacks]
+    test_attacks = [parse_attack(name).name for name in test_attacks]
     keep_freed_memory(device or best_device())
     with display.reading() as progress:
         bundle = load_data(
@@ -185,12 +185,12 @@ def train(
         name: value for name, value in (("epochs", epochs), ("batch_size", batch_size), ("lr", lr)) if value is not None
     }
     settings = make_recipe(preset, recommended, chosen)
-    check = parse_measure(settings.check_attack)
+    check = parse_attack(settings.check_attack)
     if check.name in ENSEMBLES:
         raise UserError(
             f"recipe setting 'check_attack' is {check.name!r}, which takes hours: expected one like pgd-10-1"
         )
-    for measure in (check, *map(parse_measure, test_attacks)):
+    for measure in (check, *map(parse_attack, test_attacks)):
         require_possible(measure, threat, bundle.num_classes)
     bundle = with_label_noise(bundle, settings.label_noise, seed)
     _seed(seed)
@@ -206,7 +206,7 @@ def train(
         data_mean=bundle.mean,
         data_std=bundle.std,
     )
-    card = {
+    metadata = {
         "method": method,
         "method_args": to_dict(options),
         "modifiers": {name: to_dict(value) for name, value in modifier_options.items()},
@@ -216,8 +216,8 @@ def train(
         "versions": versions(),
     }
     if bundle.extra:
-        card["extra"] = {"name": bundle.extra.name, "images": len(bundle.extra.split), "share": bundle.extra.share}
-    resolved = {"recipe": {"preset": preset, **as_dict(settings)}, "model": network.record.to_dict(), **card}
+        metadata["extra"] = {"name": bundle.extra.name, "images": len(bundle.extra.split), "share": bundle.extra.share}
+    resolved = {"recipe": {"preset": preset, **as_dict(settings)}, "model": network.config.to_dict(), **metadata}
     origins = {
         "plugin": provided.provider(),
         "modifier_plugins": {name: manager.modifier(name).provider() for name in modifier_options},
@@ -225,14 +225,14 @@ def train(
         "config_hash": config_hash(resolved),
     }
     folder.write_manifest(resolved | origins)
-    job = Job(
+    config = TrainConfig(
         model=network,
         defense=manager.load_target(method)(options),
         data=bundle,
         recipe=settings,
         threat=threat,
         output=folder.path,
-        card=card,
+        metadata=metadata,
         modifiers={name: manager.load_target(name, ModifierSpec)(one) for name, one in modifier_options.items()},
         seed=seed,
         precision=precision,
@@ -246,10 +246,10 @@ def train(
         observers=manager.observers(),
     )
     try:
-        job.require_fit()
-        job.teachers = trained_teachers(provided.spec, options, job, partial(train, **asked))
-        engine = Engine(job)
-        for line in _introduction(job, preset, swap, engine.device):
+        config.require_fit()
+        config.teachers = trained_teachers(provided.spec, options, config, partial(train, **asked))
+        engine = Engine(config)
+        for line in _introduction(config, preset, swap, engine.device):
             engine.display.say(line)
         history = engine.fit()
     except UserError:
@@ -270,22 +270,22 @@ def train(
     return result
 
 
-def _introduction(job: Job, preset: str, swap: str | None, device: Any) -> list[str]:
+def _introduction(config: TrainConfig, preset: str, swap: str | None, device: Any) -> list[str]:
     """What is about to run, in two lines, and in a third how many labels are wrong on purpose."""
     from timm_robust.data.noise import describe_noise
     from timm_robust.models.factory import count_parameters
 
-    record, data, recipe, card = job.model.record, job.data, job.recipe, job.card
-    method = " with ".join(filter(None, (card["method"], ", ".join(card["modifiers"]))))
+    record, data, recipe, metadata = config.model.config, config.data, config.recipe, config.metadata
+    method = " with ".join(filter(None, (metadata["method"], ", ".join(metadata["modifiers"]))))
     extra = f" + {len(e.split)} extra images ({100 * e.share:.3g} % of each batch)" if (e := data.extra) else ""
     return [
-        f"{record.architecture or record.module_class}, {count_parameters(job.model) / 1e6:.1f} M parameters"
+        f"{record.architecture or record.module_class}, {count_parameters(config.model) / 1e6:.1f} M parameters"
         + (f", activations {swap}" if swap and swap != "none" else "")
         + f", on {data.name}: {len(data.train)} training{extra}, {len(data.val)} validation, "
         f"{len(data.test)} test images of {data.image_size} pixels, {data.num_classes} classes",
-        f"method {method}, threat {job.threat}, recipe {preset} "
+        f"method {method}, threat {config.threat}, recipe {preset} "
         f"({recipe.epochs} epochs, batch {recipe.batch_size}, {recipe.schedule} {recipe.lr:g}), "
-        f"{job.precision} on {device}, seed {job.seed}, output {job.output}",
+        f"{config.precision} on {device}, seed {config.seed}, output {config.output}",
         *([describe_noise(data, recipe.label_noise)] if recipe.label_noise else []),
     ]
 
@@ -337,7 +337,7 @@ def _final(
     from timm_robust.runs.checkpoint import find_checkpoint, load
 
     engine.display.say("measuring the best checkpoint on the test split")
-    own = None if engine.bare.record.architecture else engine.bare.model
+    own = None if engine.unwrapped_model.config.architecture else engine.unwrapped_model.model
     model = load(result.output, model=own, device=engine.device)
     images, targets = as_tensors(bundle.test, n_examples or len(bundle.test))
     ensembles = [name for name in attacks if name in ENSEMBLES] if n_examples is None else []
@@ -355,7 +355,7 @@ def _final(
             examples=examples,
             progress=progress,
         )
-    write_record(result.output / "evaluation.json", evaluation.to_dict(), engine.display)
+    write_result(result.output / "evaluation.json", evaluation.to_dict(), engine.display)
     return evaluation
 
 

@@ -1,6 +1,6 @@
 """Attacks through torchattacks, behind a guard that enforces the threat; what a plugin author imports."""
 
-from timm_robust.attacks.attack_mode import crafting, frozen_statistics
+from timm_robust.attacks.attack_mode import attack_mode, frozen_statistics
 from timm_robust.attacks.attacker import Attacker, AttackView, attack_names
 from timm_robust.attacks.pgd import WorstCaseAPGD
 from timm_robust.attacks.steps import project, signed_step
@@ -9,8 +9,8 @@ __all__ = [
     "AttackView",
     "Attacker",
     "WorstCaseAPGD",
+    "attack_mode",
     "attack_names",
-    "crafting",
     "frozen_statistics",
     "project",
     "signed_step",

@@ -27,7 +27,7 @@ def frozen_statistics(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def crafting(model: nn.Module, bn: str = "eval") -> Iterator[None]:
+def attack_mode(model: nn.Module, bn: str = "eval") -> Iterator[None]:
     """Holds `model` in the state for crafting, and restores every mode and every `requires_grad` on the way out.
 
     Args:

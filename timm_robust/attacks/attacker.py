@@ -25,12 +25,12 @@ import torchattacks
 from torch import Tensor, nn
 from torchattacks.attack import Attack
 
-from timm_robust.attacks.attack_mode import crafting
+from timm_robust.attacks.attack_mode import attack_mode
 from timm_robust.attacks.pgd import UniformStartFFGSM, WorstCaseAPGD
 from timm_robust.attacks.steps import project
 from timm_robust.errors import UserError, unknown
 from timm_robust.threat import Threat
-from timm_robust.utils.random import kept_generators
+from timm_robust.utils.random import preserve_rng_state
 
 Autocast = Callable[[], AbstractContextManager[Any]]
 
@@ -145,7 +145,7 @@ class Attacker:
         attack: str | type[Attack] | Attack = "pgd",
         *context: Any,
         bn: str = "eval",
-        reach: float = 1.0,
+        eps_multiplier: float = 1.0,
         **settings: Any,
     ) -> Tensor:
         """Adversarial images for a batch.
@@ -156,8 +156,9 @@ class Attacker:
             attack: a torchattacks name ("pgd", "fgsm", "ffgsm", "tpgd", "apgd", ...), a subclass of
                 `torchattacks.attack.Attack`, or a ready object (whose model must then be `attacker.view`).
             *context: further arguments of the attack's `forward`, such as a start for each image.
-            bn: BatchNorm policy while crafting, see `crafting`.
-            reach: radius of the ball that the result is held to, in eps; above 1 only for methods that train outside.
+            bn: BatchNorm policy while crafting, see `attack_mode`.
+            eps_multiplier: radius of the ball that the result is held to, in eps; above 1 only for methods that train
+                outside it.
             **settings: constructor arguments of the attack; `eps` is the threat's unless given.
 
         Returns:
@@ -166,10 +167,10 @@ class Attacker:
         ready = attack if isinstance(attack, Attack) else self.build(attack, **settings)
         if isinstance(ready, torchattacks.PGDL2):
             images = images.contiguous()  # its `view` fails on channels_last strides
-        with torch.enable_grad(), crafting(self.model, bn), _own_randomness(ready):
-            adversarial = project(ready(images, targets, *context).detach(), images, self.threat, reach)
+        with torch.enable_grad(), attack_mode(self.model, bn), _own_randomness(ready):
+            adversarial = project(ready(images, targets, *context).detach(), images, self.threat, eps_multiplier)
             for _ in range(self.extra_steps):
-                adversarial = self._step_on(adversarial, images, targets, reach)
+                adversarial = self._step_on(adversarial, images, targets, eps_multiplier)
         return adversarial
 
     def retarget(self, threat: Threat) -> None:
@@ -177,7 +178,7 @@ class Attacker:
         self.threat = threat
         self._attacks.clear()
 
-    def _step_on(self, adversarial: Tensor, images: Tensor, targets: Tensor, reach: float) -> Tensor:
+    def _step_on(self, adversarial: Tensor, images: Tensor, targets: Tensor, eps_multiplier: float) -> Tensor:
         """One more step of PGD from where an attack ended."""
         adversarial.requires_grad_(True)
         loss = nn.functional.cross_entropy(self.view(adversarial), targets)
@@ -186,7 +187,7 @@ class Attacker:
             direction = gradient.sign()
         else:
             direction = gradient / gradient.flatten(1).norm(dim=1).clamp(min=1e-12).view(-1, 1, 1, 1)
-        return project(adversarial.detach() + self.threat.eps / 2 * direction, images, self.threat, reach)
+        return project(adversarial.detach() + self.threat.eps / 2 * direction, images, self.threat, eps_multiplier)
 
     def build(self, attack: str | type[Attack], **settings: Any) -> Attack:
         """The torchattacks object for a name or class; kept, so that a training loop builds it once."""
@@ -216,5 +217,5 @@ def _own_randomness(attack: Attack) -> Iterator[None]:
         return
     for item in seeded:
         item.seed = int(torch.randint(2**31 - 1, ()))
-    with kept_generators():
+    with preserve_rng_state():
         yield

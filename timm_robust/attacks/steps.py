@@ -20,14 +20,14 @@ def signed_step(adversarial: Tensor, gradient: Tensor, images: Tensor, *, alpha:
     return (images + (moved - images).clamp(-eps, eps)).clamp(0, 1)
 
 
-def project(adversarial: Tensor, images: Tensor, threat: Threat, reach: float = 1.0) -> Tensor:
+def project(adversarial: Tensor, images: Tensor, threat: Threat, eps_multiplier: float = 1.0) -> Tensor:
     """The nearest point inside the ball and inside [0, 1]; pixels that are NaN or infinite become the clean ones.
 
     Args:
         adversarial, images: float [N, C, H, W]; `images` in [0, 1].
-        reach: radius of the ball in eps.
+        eps_multiplier: radius of the ball in eps.
     """
-    radius = reach * threat.eps
+    radius = eps_multiplier * threat.eps
     adversarial = torch.where(adversarial.isfinite(), adversarial, images)
     if threat.norm == "Linf":
         lower, upper = (images - radius).clamp_(min=0), (images + radius).clamp_(max=1)

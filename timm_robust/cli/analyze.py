@@ -148,11 +148,11 @@ def transfer(
     table = _table(
         f"{target} under {found.attack} from others", "attacked with", "accuracy", "95 % interval", "test images"
     )
-    rows = {"nothing (clean)": found.clean, **found.stands}
-    if len(found.stands) > 1:
+    rows = {"nothing (clean)": found.clean, **found.still_correct}
+    if len(found.still_correct) > 1:
         rows["all of them"] = found.worst
-    for name, verdicts in rows.items():
-        table.add_row(str(name), *_counted(sum(verdicts), len(verdicts)))
+    for name, robust_correct in rows.items():
+        table.add_row(str(name), *_counted(sum(robust_correct), len(robust_correct)))
     _show(table)
     if json_:
         typer.echo(f"record: {json_}")

@@ -13,7 +13,7 @@ from rich.table import Table
 from timm_robust.errors import UserError, unknown
 from timm_robust.options import OptionInfo, describe
 from timm_robust.plugin import DistillerSpec, ModifierSpec, get_manager
-from timm_robust.plugin.registry import Provided
+from timm_robust.plugin.registry import RegisteredSpec
 from timm_robust.recipes.presets import PRESETS
 from timm_robust.recipes.recipe import Recipe
 
@@ -67,7 +67,7 @@ def distillers(name: str | None, as_json: bool) -> None:
         print(f"train with its images: timm-robust train --model MODEL --data FOLDER {provided.spec.use}")
 
 
-def _explain(provided: Provided[Any], options: Sequence[OptionInfo], told: str, as_json: bool) -> None:
+def _explain(provided: RegisteredSpec[Any], options: Sequence[OptionInfo], told: str, as_json: bool) -> None:
     """One method, modifier or distiller with its options, and how to give them."""
     if as_json:
         recommends = dict(getattr(provided.spec, "recommends", {}))

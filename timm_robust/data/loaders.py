@@ -37,7 +37,7 @@ from timm_robust.data.batch import Batch, View
 from timm_robust.data.bundle import Extra, Split
 from timm_robust.data.images import ChainedImages, SomeImages
 from timm_robust.data.mixing import count_steps, extra_count, mixed_order
-from timm_robust.data.streaming import Geometry, Stream
+from timm_robust.data.streaming import AugmentSettings, Stream
 from timm_robust.errors import UserError, unknown
 from timm_robust.recipes.recipe import AUGMENTATIONS
 
@@ -112,7 +112,7 @@ def make_train_loader(
     if pad_mode == "reflect" and pad >= split.image_size:
         raise UserError(f"pad is {pad} pixels at size {split.image_size}: expected less than the size, to reflect")
     cutout = max(1, round(cutout_size * split.image_size)) if augment == "cutout" and cutout_size else 0
-    geometry = Geometry(augment, pad, pad_mode, seed, cutout)
+    geometry = AugmentSettings(augment, pad, pad_mode, seed, cutout)
     kind = ResidentTrainLoader if split.resident and augment != "inception" else StreamTrainLoader
     return kind(split, geometry, batch_size, torch.device(device), channels_last, shard, workers, extra)
 
@@ -216,7 +216,7 @@ class _TrainBase:
     def __init__(
         self,
         split: Split,
-        geometry: Geometry,
+        geometry: AugmentSettings,
         batch_size: int,
         device: torch.device,
         channels_last: bool,
@@ -267,7 +267,7 @@ class ResidentTrainLoader(_TrainBase):
     Extra images come from the host, each batch's own.
     """
 
-    def __init__(self, split: Split, geometry: Geometry, *settings: object) -> None:
+    def __init__(self, split: Split, geometry: AugmentSettings, *settings: object) -> None:
         super().__init__(split, geometry, *settings)  # type: ignore[arg-type]
         if split.pixels is None:
             raise TypeError("the split streams")
@@ -315,7 +315,7 @@ class ResidentTrainLoader(_TrainBase):
 class StreamTrainLoader(_TrainBase):
     """Large images: decoded and cropped by worker processes, sent as uint8, made floats on the device."""
 
-    def __init__(self, split: Split, geometry: Geometry, *settings: object) -> None:
+    def __init__(self, split: Split, geometry: AugmentSettings, *settings: object) -> None:
         super().__init__(split, geometry, *settings)  # type: ignore[arg-type]
         images, labels = split.images, split.labels
         if self.extra:

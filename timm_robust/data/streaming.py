@@ -27,7 +27,7 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Geometry:
+class AugmentSettings:
     """How training images are augmented; `pad` and `cutout`, the side of its square, in pixels at the image size."""
 
     augment: str
@@ -38,7 +38,7 @@ class Geometry:
 
 
 @dataclass
-class Arrived:
+class DecodedBatch:
     """A batch from a worker.
 
     Attributes:
@@ -53,9 +53,9 @@ class Arrived:
     broken: list[str]
     failure: str | None = None
 
-    def pin_memory(self) -> Arrived:
+    def pin_memory(self) -> DecodedBatch:
         """Called by the DataLoader, so that copies to the device need not wait."""
-        return Arrived(self.pixels.pin_memory(), self.numbers.pin_memory(), self.broken, self.failure)
+        return DecodedBatch(self.pixels.pin_memory(), self.numbers.pin_memory(), self.broken, self.failure)
 
     def to(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor, View]:
         """Images uint8 [B, C, H, W] in channels_last strides, targets, index and view, on the device."""
@@ -78,7 +78,7 @@ class _Samples(Dataset[_Sample]):
     A mistake of the user travels as text, because workers garble exceptions.
     """
 
-    def __init__(self, images: Images, labels: np.ndarray, size: int, geometry: Geometry | None) -> None:
+    def __init__(self, images: Images, labels: np.ndarray, size: int, geometry: AugmentSettings | None) -> None:
         self.images, self.labels, self.size, self.geometry = images, labels, size, geometry
 
     def __getitem__(self, key: tuple[int, int]) -> _Sample:
@@ -120,10 +120,10 @@ class _Samples(Dataset[_Sample]):
         return (pixels[:, ::-1] if flip else pixels), (top, left, size, size, int(flip))
 
 
-def _collate(samples: list[_Sample]) -> Arrived:
+def _collate(samples: list[_Sample]) -> DecodedBatch:
     pixels = [sample.pixels for sample in samples if sample.pixels is not None]
     numbers = [sample.numbers for sample in samples if sample.pixels is not None]
-    return Arrived(
+    return DecodedBatch(
         torch.from_numpy(np.stack(pixels)) if pixels else torch.empty(0, 0, 0, 3, dtype=torch.uint8),
         torch.tensor(numbers, dtype=torch.int64).reshape(len(numbers), 7),
         [text for sample in samples for text in sample.broken],
@@ -174,7 +174,7 @@ class Stream:
         images: Images,
         labels: np.ndarray,
         size: int,
-        geometry: Geometry | None = None,
+        geometry: AugmentSettings | None = None,
         workers: int | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -189,7 +189,7 @@ class Stream:
         )
         self._warned: set[str] = set()
 
-    def batches(self, parts: list[np.ndarray], turns: list[np.ndarray] | None = None) -> Iterator[Arrived]:
+    def batches(self, parts: list[np.ndarray], turns: list[np.ndarray] | None = None) -> Iterator[DecodedBatch]:
         """The samples at each of `parts`, int64 [B] positions; unreadable images are warned about, each once.
 
         `turns` are the keys of their training views: how often each sample has come before.

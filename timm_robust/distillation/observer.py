@@ -23,7 +23,7 @@ from timm_robust.data.images import SomeImages
 from timm_robust.errors import UserError, nearest
 from timm_robust.models.factory import build_model
 from timm_robust.models.pixel_model import PixelModel
-from timm_robust.runs.checkpoint import load, read_card
+from timm_robust.runs.checkpoint import load, read_metadata
 from timm_robust.utils.environment import versions
 
 PROBES = 4000
@@ -42,11 +42,11 @@ def open_observer(name: str, image_size: int | None = None) -> tuple[PixelModel,
     """
     if Path(name).expanduser().exists():
         path = Path(name).expanduser()
-        card = read_card(path)
-        trained = card["model"]["image_size"]
+        metadata = read_metadata(path)
+        trained = metadata["model"]["image_size"]
         if image_size not in (None, trained):
             raise UserError(f"observer {name!r} was trained on {trained} pixels, image_size is {image_size}")
-        return load(path).requires_grad_(False), card
+        return load(path).requires_grad_(False), metadata
     if not is_model(name.split(".")[0]):
         close = nearest(name, dict.fromkeys(one.split(".")[0] for one in timm.list_models(pretrained=True)), n=1)
         hint = f"did you mean {close[0]}?" if close else "expected a run's folder or a timm model with weights"
@@ -66,12 +66,12 @@ def open_observer(name: str, image_size: int | None = None) -> tuple[PixelModel,
     subset = infer_imagenet_subset({"num_classes": cfg.num_classes})
     info = ImageNetInfo(subset) if subset else None
     names = [info.index_to_label_name(number) for number in range(cfg.num_classes)] if info else None
-    card = {
+    metadata = {
         "method": "standard",
-        "data": {"name": subset, "class_names": names, "image_size": network.record.image_size},
+        "data": {"name": subset, "class_names": names, "image_size": network.config.image_size},
         "versions": versions(),
     }
-    return network.eval().requires_grad_(False), card
+    return network.eval().requires_grad_(False), metadata
 
 
 def probes(split: Split) -> Split:

@@ -12,19 +12,19 @@ from timm_robust.attacks.attacker import Attacker
 from timm_robust.data.batch import Batch
 from timm_robust.evaluation.attack_spec import (
     ENSEMBLES,
-    Measure,
+    AttackSpec,
     ensemble_version,
     require_possible,
 )
 from timm_robust.evaluation.attempts import Attempt, attempts
 from timm_robust.evaluation.preconditions import require_eval
 from timm_robust.threat import Threat
-from timm_robust.utils.random import kept_generators
+from timm_robust.utils.random import preserve_rng_state
 
 
 @torch.no_grad()
-def verdicts(
-    measure: Measure,
+def robust_correct(
+    measure: AttackSpec,
     attacker: Attacker,
     batches: Iterable[Batch],
     *,
@@ -52,18 +52,18 @@ def verdicts(
     model, done = attacker.model, []
     modes = [(module, module.training) for module in model.modules()]
     tries: list[Attempt] | None = None
-    with kept_generators(seed):
+    with preserve_rng_state(seed):
         model.eval()
         try:
             for batch in batches:
                 logits = attacker.view(batch.images)
-                stands = right(logits, batch.targets)
+                still_correct = right(logits, batch.targets)
                 if measure.name != "clean":
                     if tries is None:
                         require_possible(measure, attacker.threat, logits.shape[1])
                         tries = attempts(measure, attacker, logits.shape[1])
-                    stands = survivors(tries, attacker.view, batch.images, batch.targets, stands)
-                done.append(stands)
+                    still_correct = survivors(tries, attacker.view, batch.images, batch.targets, still_correct)
+                done.append(still_correct)
                 if progress:
                     progress(len(batch))
         finally:
@@ -79,7 +79,7 @@ def right(logits: Tensor, targets: Tensor) -> Tensor:
 
 @torch.no_grad()
 def survivors(
-    tries: Sequence[Attempt], judge: Callable[[Tensor], Tensor], images: Tensor, targets: Tensor, stands: Tensor
+    tries: Sequence[Attempt], judge: Callable[[Tensor], Tensor], images: Tensor, targets: Tensor, still_correct: Tensor
 ) -> Tensor:
     """Of the images that stand, those that `judge` still classifies correctly after every try.
 
@@ -92,28 +92,28 @@ def survivors(
     Returns:
         bool [N].
     """
-    stands = stands.clone()
+    still_correct = still_correct.clone()
     for attempt in tries:
-        rows = stands.nonzero().squeeze(1)
+        rows = still_correct.nonzero().squeeze(1)
         if len(rows) == 0:
             break
         adversarial = attempt(images[rows], targets[rows])
-        stands[rows] = right(judge(adversarial), targets[rows])
-    return stands
+        still_correct[rows] = right(judge(adversarial), targets[rows])
+    return still_correct
 
 
-def verdicts_of(
+def robust_correct_of(
     model: nn.Module,
     images: Tensor,
     targets: Tensor,
     threat: Threat,
-    measure: Measure,
+    measure: AttackSpec,
     *,
     batch_size: int = 250,
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> Tensor:
-    """`verdicts` for images in one tensor, and for the versions of AutoAttack too.
+    """`robust_correct` for images in one tensor, and for the versions of AutoAttack too.
 
     Args:
         model: in eval mode, images in [0, 1] to logits.
@@ -129,7 +129,7 @@ def verdicts_of(
             progress(len(images))
         return result.robust.cpu()
     batches = in_batches(images, targets, batch_size, next(model.parameters()).device)
-    return verdicts(measure, Attacker(model, threat), batches, seed=seed, progress=progress)
+    return robust_correct(measure, Attacker(model, threat), batches, seed=seed, progress=progress)
 
 
 def in_batches(images: Tensor, targets: Tensor, size: int, device: torch.device) -> Iterator[Batch]:
@@ -139,6 +139,6 @@ def in_batches(images: Tensor, targets: Tensor, size: int, device: torch.device)
         yield Batch(images[i : i + size].to(device), targets[i : i + size].to(device), numbers)
 
 
-def accuracy(stands: Tensor) -> float:
+def accuracy(still_correct: Tensor) -> float:
     """Share of verdicts that stand, in [0, 1]."""
-    return stands.float().mean().item()
+    return still_correct.float().mean().item()

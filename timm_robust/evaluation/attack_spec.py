@@ -30,7 +30,7 @@ PREFIX = "torchattacks:"
 
 
 @dataclass(frozen=True)
-class Measure:
+class AttackSpec:
     """What to measure.
 
     Attributes:
@@ -49,8 +49,8 @@ class Measure:
     settings: tuple[tuple[str, Any], ...] = ()
 
 
-def parse_measure(name: str) -> Measure:
-    """`pgd` means pgd-50-10; see `Measure`.
+def parse_attack(name: str) -> AttackSpec:
+    """`pgd` means pgd-50-10; see `AttackSpec`.
 
     Raises:
         UserError: anything else.
@@ -59,15 +59,15 @@ def parse_measure(name: str) -> Measure:
     if text.startswith(PREFIX):
         return _of_torchattacks(name.strip()[len(PREFIX) :])
     if text == "fgsm":
-        return Measure("fgsm", steps=1)
+        return AttackSpec("fgsm", steps=1)
     if text == "pgd":
         text = "pgd-50-10"
     if text in EXAMPLES and not text.startswith("pgd"):
-        return Measure(text)
+        return AttackSpec(text)
     match = re.fullmatch(r"pgd-([1-9]\d*)(?:-([1-9]\d*))?", text)
     if match:
         steps, restarts = int(match[1]), int(match[2] or 1)
-        return Measure(f"pgd-{steps}-{restarts}", steps, restarts)
+        return AttackSpec(f"pgd-{steps}-{restarts}", steps, restarts)
     close = [known for known in EXAMPLES if text and known.startswith(text)]
     close += [PREFIX + known for known in torchattacks_names() if known.lower() == text]
     close += nearest(name, ("pgd", *EXAMPLES), n=1)
@@ -77,7 +77,7 @@ def parse_measure(name: str) -> Measure:
     )
 
 
-def ensemble_version(measure: Measure) -> str:
+def ensemble_version(measure: AttackSpec) -> str:
     """Which version of AutoAttack one of `ENSEMBLES` is."""
     return measure.name.partition("-")[2] or "standard"
 
@@ -99,7 +99,7 @@ def _needs_more(cls: type[Attack]) -> bool:
     )
 
 
-def _of_torchattacks(text: str) -> Measure:
+def _of_torchattacks(text: str) -> AttackSpec:
     given, _, rest = text.partition(":")
     by_lower = {name.lower(): name for name in torchattacks_names()}
     if given.lower() == "autoattack":
@@ -119,7 +119,7 @@ def _of_torchattacks(text: str) -> Measure:
             raise unknown(f"setting of {PREFIX}{attack}", key, [one for one in accepted if one not in ("eps", "norm")])
         settings[key] = _value(value)
     shown = ",".join(f"{key}={value}" for key, value in settings.items())
-    return Measure(PREFIX + attack + (f":{shown}" if shown else ""), attack=attack, settings=tuple(settings.items()))
+    return AttackSpec(PREFIX + attack + (f":{shown}" if shown else ""), attack=attack, settings=tuple(settings.items()))
 
 
 def _value(text: str) -> Any:
@@ -134,7 +134,7 @@ def _value(text: str) -> Any:
         return text
 
 
-def torchattacks_settings(measure: Measure, threat: Threat, num_classes: int) -> dict[str, Any]:
+def torchattacks_settings(measure: AttackSpec, threat: Threat, num_classes: int) -> dict[str, Any]:
     """Constructor arguments: the threat's radius and norm, a step that keeps its proportion to it, and those given."""
     parameters = inspect.signature(getattr(torchattacks, measure.attack).__init__).parameters
     settings: dict[str, Any] = {}
@@ -150,7 +150,7 @@ def torchattacks_settings(measure: Measure, threat: Threat, num_classes: int) ->
     return {**settings, **dict(measure.settings)}
 
 
-def require_possible(measure: Measure, threat: Threat, num_classes: int) -> None:
+def require_possible(measure: AttackSpec, threat: Threat, num_classes: int) -> None:
     """Refuses what is not defined for a norm or for so few classes, before anything is run.
 
     Raises:

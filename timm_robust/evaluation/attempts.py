@@ -11,13 +11,13 @@ import torchattacks
 from torch import Tensor, nn
 from torchattacks.attack import Attack
 
-from timm_robust.attacks.attack_mode import crafting
+from timm_robust.attacks.attack_mode import attack_mode
 from timm_robust.attacks.attacker import Attacker
 from timm_robust.attacks.l1 import PGDL1, project_l1
 from timm_robust.attacks.steps import project, signed_step
 from timm_robust.errors import UserError
-from timm_robust.evaluation.attack_spec import CLASSES_NEEDED, Measure, torchattacks_settings
-from timm_robust.utils.random import kept_generators
+from timm_robust.evaluation.attack_spec import CLASSES_NEEDED, AttackSpec, torchattacks_settings
+from timm_robust.utils.random import preserve_rng_state
 
 Attempt = Callable[[Tensor, Tensor], Tensor]
 """Makes adversarial images [N, C, H, W], inside the ball and inside [0, 1], of images and their targets [N]."""
@@ -62,7 +62,7 @@ def margin(logits: Tensor, targets: Tensor) -> Tensor:
     return others.max(dim=1).values - right
 
 
-def attempts(measure: Measure, attacker: Attacker, num_classes: int) -> list[Attempt]:
+def attempts(measure: AttackSpec, attacker: Attacker, num_classes: int) -> list[Attempt]:
     """What a measure tries, in order; each needs only the images that stood all before.
 
     The step of PGD is 2/255 at eps 8/255, and eps / 4 elsewhere. What an attack returns is brought into the ball.
@@ -151,7 +151,7 @@ def _apgd(name: str, attacker: Attacker, num_classes: int) -> Attempt:
             attack = base.APGDAttack_targeted(attacker.view, n_target_classes=n_targets, **settings)
         else:
             attack = base.APGDAttack(attacker.view, loss=name.removeprefix("apgd-"), **settings)
-        with torch.no_grad(), crafting(attacker.model), kept_generators():
+        with torch.no_grad(), attack_mode(attacker.model), preserve_rng_state():
             adversarial = attack.perturb(images, targets).detach()
         if l1:
             return project_l1(adversarial, images, threat.eps)

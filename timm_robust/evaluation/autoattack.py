@@ -23,13 +23,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from timm_robust.attacks.attack_mode import crafting
+from timm_robust.attacks.attack_mode import attack_mode
 from timm_robust.errors import UserError, unknown
 from timm_robust.evaluation.attack_spec import CLASSES_NEEDED
 from timm_robust.evaluation.autoattack_package import PACKAGES, implementation, implementation_version
 from timm_robust.evaluation.preconditions import require_eval
 from timm_robust.threat import Threat
-from timm_robust.utils.random import kept_generators
+from timm_robust.utils.random import preserve_rng_state
 
 STANDS, WRONG = -1, 0
 """What `fell_to` says of an image that stands, and of one that was misclassified before any attack."""
@@ -174,7 +174,7 @@ def run_autoattack(
         )
     log = _Log(at.flags)
     checks = importlib.import_module(f"{package}.checks")
-    with crafting(model, "eval"), kept_process_state(), _silenced(), torch.no_grad():
+    with attack_mode(model, "eval"), kept_process_state(), _silenced(), torch.no_grad():
         adversary = _build(package, model, threat, version, seed, device, n_targets, log)
         torch.manual_seed(seed)  # for models whose outputs are random
         if not at.fell_to:
@@ -275,7 +275,7 @@ def kept_process_state() -> Iterator[None]:
     for one in counts:
         one.update(dict.fromkeys(one, 0))
     try:
-        with kept_generators():
+        with preserve_rng_state():
             yield
     finally:
         sys.settrace(trace)

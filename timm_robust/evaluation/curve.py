@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from timm_robust.errors import UserError
-from timm_robust.evaluation.accuracy import verdicts_of
-from timm_robust.evaluation.attack_spec import parse_measure
+from timm_robust.evaluation.accuracy import robust_correct_of
+from timm_robust.evaluation.attack_spec import parse_attack
 from timm_robust.evaluation.state import EvaluationState, subject_key
 from timm_robust.evaluation.statistics import wilson
 from timm_robust.threat import Threat, parse_eps
@@ -40,20 +40,20 @@ class Curve:
     eps_texts: tuple[str, ...]
     attack: str
     seed: int
-    stands: tuple[tuple[int, ...], ...]
+    still_correct: tuple[tuple[int, ...], ...]
 
     @property
     def n_examples(self) -> int:
-        return len(self.stands[0])
+        return len(self.still_correct[0])
 
     @property
     def accuracies(self) -> tuple[float, ...]:
         """Shares in [0, 1], never rising."""
-        return tuple(sum(row) / len(row) for row in self.stands)
+        return tuple(sum(row) / len(row) for row in self.still_correct)
 
     def intervals(self) -> list[tuple[float, float]]:
         """Wilson's 95 % interval at each radius."""
-        return [wilson(sum(row), len(row)) for row in self.stands]
+        return [wilson(sum(row), len(row)) for row in self.still_correct]
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -65,7 +65,7 @@ class Curve:
             "n_examples": self.n_examples,
             "robust_accuracy": list(self.accuracies),
             "interval_95": [list(one) for one in self.intervals()],
-            "robust": [list(row) for row in self.stands],
+            "robust": [list(row) for row in self.still_correct],
         }
 
 
@@ -106,7 +106,7 @@ def accuracy_curve(
         targets: int64 [N].
         norm: "Linf", "L2" or "L1".
         eps_values: radii, as `timm_robust.threat.parse_eps` takes them; put in order, each once; 0 is clean accuracy.
-        attack: any name that `parse_measure` knows.
+        attack: any name that `parse_attack` knows.
         batch_size: images at once.
         seed: of every random draw, at each radius anew.
         progress: called with the radius, images done and images in all.
@@ -117,7 +117,7 @@ def accuracy_curve(
         UserError: no radius, one that `parse_eps` refuses, an unknown attack, a model in train mode, or a file of
             another curve.
     """
-    measure = parse_measure(attack)
+    measure = parse_attack(attack)
     found = {parse_eps(value, norm)[0]: parse_eps(value, norm)[1] for value in eps_values}
     if not found:
         raise UserError("a curve needs at least one radius: expected some such as 0 4/255 8/255")
@@ -125,10 +125,10 @@ def accuracy_curve(
     state = EvaluationState(
         keep, {**key, "attack": measure.name, "norm": norm, "radii": sorted(found)}, restart=restart
     )
-    stands = torch.ones(len(images), dtype=torch.bool)
+    still_correct = torch.ones(len(images), dtype=torch.bool)
     rows: list[tuple[int, ...]] = []
     for radius in sorted(found):
-        at = stands.nonzero().squeeze(1)
+        at = still_correct.nonzero().squeeze(1)
         done = len(images) - len(at)
 
         def count(images_done: int, text: str = found[radius]) -> None:
@@ -138,12 +138,12 @@ def accuracy_curve(
                 progress(f"eps {text}", done, len(images))
 
         def stand(radius: float = radius, at: Tensor = at) -> dict[str, Any]:
-            kept = verdicts_of(
+            kept = robust_correct_of(
                 model,
                 images[at.to(images.device)],
                 targets[at.to(targets.device)],
                 Threat(norm, radius, found[radius]),
-                measure if radius > 0 else parse_measure("clean"),
+                measure if radius > 0 else parse_attack("clean"),
                 batch_size=batch_size,
                 seed=seed,
                 progress=count,
@@ -151,8 +151,8 @@ def accuracy_curve(
             return {"robust": kept.int().tolist()}
 
         if len(at):
-            stands[at] = torch.tensor(state.once(found[radius], stand)["robust"], dtype=torch.bool)
-        rows.append(tuple(stands.int().tolist()))
+            still_correct[at] = torch.tensor(state.once(found[radius], stand)["robust"], dtype=torch.bool)
+        rows.append(tuple(still_correct.int().tolist()))
     return Curve(
         norm, tuple(sorted(found)), tuple(found[radius] for radius in sorted(found)), measure.name, seed, tuple(rows)
     )

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from timm_robust.attacks.attacker import Attacker
 from timm_robust.errors import UserError
-from timm_robust.evaluation.accuracy import in_batches, verdicts
-from timm_robust.evaluation.attack_spec import ENSEMBLES, Measure, ensemble_version, parse_measure, require_possible
+from timm_robust.evaluation.accuracy import in_batches, robust_correct
+from timm_robust.evaluation.attack_spec import ENSEMBLES, AttackSpec, ensemble_version, parse_attack, require_possible
 from timm_robust.evaluation.autoattack import AutoAttackProgress, AutoAttackResult, attacks_for, run_autoattack
 from timm_robust.evaluation.autoattack_package import implementation_version
 from timm_robust.evaluation.budget import Meter
@@ -26,7 +26,15 @@ from timm_robust.threat import Threat
 from timm_robust.utils import distributed as processes
 from timm_robust.utils.environment import hardware, versions
 
-__all__ = ["AutoAttackResult", "Evaluation", "FastMode", "Measure", "evaluate_model", "parse_measure", "run_autoattack"]
+__all__ = [
+    "AttackSpec",
+    "AutoAttackResult",
+    "Evaluation",
+    "FastMode",
+    "evaluate_model",
+    "parse_attack",
+    "run_autoattack",
+]
 
 Progress = Callable[[str, float, float, str], None]
 """Called with the name of what runs, how much is done, the total, and what is known so far."""
@@ -100,7 +108,7 @@ def evaluate_model(
         model: in eval mode, images in [0, 1] to logits.
         images: float [N, C, H, W] in [0, 1], on any device.
         targets: int64 [N].
-        attacks: names that `parse_measure` knows.
+        attacks: names that `parse_attack` knows.
         batch_size: images at once; AutoAttack's verdicts depend on it, since it reseeds at each batch.
         seed: of every random draw.
         examples: how many of the images an attack takes, by its name, where not all.
@@ -116,7 +124,7 @@ def evaluate_model(
             a file that keeps another evaluation.
     """
     require_eval(model)
-    measures = [parse_measure(name) for name in attacks]
+    measures = [parse_attack(name) for name in attacks]
     device = next(model.parameters()).device
     _check(model, images, targets, measures, threat, batch_size, fast)
     if not random_outputs:
@@ -126,7 +134,7 @@ def evaluate_model(
     state = EvaluationState(keep, key, restart=restart)
     attacker = Attacker(model, threat)
 
-    def run(measure: Measure, n: int) -> list[int]:
+    def run(measure: AttackSpec, n: int) -> list[int]:
         done = 0
 
         def count(images_done: int) -> None:
@@ -136,9 +144,9 @@ def evaluate_model(
                 progress(measure.name, done, n, "")
 
         batches = in_batches(images[:n], targets[:n], batch_size, device)
-        return verdicts(measure, attacker, batches, seed=seed, progress=count).int().tolist()
+        return robust_correct(measure, attacker, batches, seed=seed, progress=count).int().tolist()
 
-    def autoattack(measure: Measure, n: int) -> dict[str, Any]:
+    def autoattack(measure: AttackSpec, n: int) -> dict[str, Any]:
         version = ensemble_version(measure)
         kept = state.running.get(measure.name, {})
         tell = _Bar(measure.name, model, version, images[:1].to(device), n, progress) if progress else None
@@ -179,7 +187,7 @@ def evaluate_model(
             "robust": outcome.robust.int().tolist(),
         }
 
-    def measured(measure: Measure) -> dict[str, Any]:
+    def measured(measure: AttackSpec) -> dict[str, Any]:
         n = min((examples or {}).get(measure.name, len(images)), len(images))
         started = time.perf_counter()
         if measure.name in ENSEMBLES:
@@ -192,7 +200,7 @@ def evaluate_model(
         robust = entry.pop("robust")
         return {"robust_accuracy": share, "n_examples": n, "seconds": round(seconds, 2), **entry, "robust": robust}
 
-    clean = state.once("clean", lambda: measured(parse_measure("clean")))
+    clean = state.once("clean", lambda: measured(parse_attack("clean")))
     share = clean["robust_accuracy"]
     result = Evaluation(checkpoint, data, threat, len(images), seed, share, weights=weights_hash(model))
     for measure in measures:
@@ -239,7 +247,7 @@ def _check(
     model: nn.Module,
     images: Tensor,
     targets: Tensor,
-    measures: list[Measure],
+    measures: list[AttackSpec],
     threat: Threat,
     batch_size: int,
     fast: FastMode | None,

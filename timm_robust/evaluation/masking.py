@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from timm_robust.attacks.attack_mode import crafting
+from timm_robust.attacks.attack_mode import attack_mode
 from timm_robust.attacks.attacker import Attacker
 from timm_robust.attacks.l1 import project_l1
 from timm_robust.attacks.steps import project
-from timm_robust.evaluation.accuracy import accuracy, in_batches, right, survivors, verdicts_of
-from timm_robust.evaluation.attack_spec import parse_measure
+from timm_robust.evaluation.accuracy import accuracy, in_batches, right, robust_correct_of, survivors
+from timm_robust.evaluation.attack_spec import parse_attack
 from timm_robust.evaluation.attempts import margin
 from timm_robust.threat import Threat
 
@@ -82,20 +82,20 @@ def check_masking(
     """
     slack = max(1, math.floor(SLACK * len(images))) / len(images)
 
-    def stands(name: str, against: Threat = threat) -> Tensor:
+    def still_correct(name: str, against: Threat = threat) -> Tensor:
         if progress:
             progress(name if against is threat else f"{name} without a bound")
-        measure = parse_measure(name)
-        return verdicts_of(model, images, targets, against, measure, batch_size=batch_size, seed=seed)
+        measure = parse_attack(name)
+        return robust_correct_of(model, images, targets, against, measure, batch_size=batch_size, seed=seed)
 
-    clean = stands("clean")
-    by_steps = {steps: stands(f"pgd-{steps}-1") for steps in STEPS}
+    clean = still_correct("clean")
+    by_steps = {steps: still_correct(f"pgd-{steps}-1") for steps in STEPS}
     strong = by_steps[STEPS[-1]]
-    one_step = stands("fgsm")
+    one_step = still_correct("fgsm")
     if progress:
         progress(f"{draws} random draws")
     lucky = after_noise(model, images, targets, threat, clean, draws=draws, batch_size=batch_size, seed=seed)
-    unbounded = stands("pgd-50-1", _whole(threat, images))
+    unbounded = still_correct("pgd-50-1", _whole(threat, images))
     if progress:
         progress("gradients of the inputs")
     zero_loss, zero_margin = zero_gradients(model, images, targets, batch_size=batch_size)
@@ -157,7 +157,7 @@ def after_noise(
     images: Tensor,
     targets: Tensor,
     threat: Threat,
-    stands: Tensor,
+    still_correct: Tensor,
     *,
     draws: int,
     batch_size: int = 250,
@@ -188,7 +188,9 @@ def after_noise(
 
     kept = [
         survivors([attempt] * draws, Attacker(model, threat).view, batch.images, batch.targets, part.to(device))
-        for batch, part in zip(in_batches(images, targets, batch_size, device), stands.split(batch_size), strict=True)
+        for batch, part in zip(
+            in_batches(images, targets, batch_size, device), still_correct.split(batch_size), strict=True
+        )
     ]
     return torch.cat(kept).cpu()
 
@@ -201,7 +203,7 @@ def zero_gradients(model: nn.Module, images: Tensor, targets: Tensor, *, batch_s
     """
     lost = [0, 0]
     for batch in in_batches(images, targets, batch_size, next(model.parameters()).device):
-        with torch.enable_grad(), crafting(model):
+        with torch.enable_grad(), attack_mode(model):
             pixels = batch.images.detach().clone().requires_grad_(True)
             logits = model(pixels).float()
             if not logits.requires_grad:  # nothing of the input reaches the outputs

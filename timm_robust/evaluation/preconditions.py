@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from timm_robust.attacks.attack_mode import crafting
+from timm_robust.attacks.attack_mode import attack_mode
 from timm_robust.errors import UserError
-from timm_robust.utils.random import kept_generators
+from timm_robust.utils.random import preserve_rng_state
 
 SAME_WITHIN = 1e-4
 """How far the normalised logits of one image may move between two forward passes; AutoAttack's own bound."""
@@ -35,7 +35,7 @@ def require_deterministic(model: nn.Module, images: Tensor) -> None:
     """
     device = next(model.parameters()).device
     sample = images[:8].to(device)
-    with crafting(model), kept_generators():
+    with attack_mode(model), preserve_rng_state():
         one, two = (nn.functional.normalize(model(sample).float(), dim=1) for _ in range(2))
     apart = (one - two).abs().max().item()
     if apart > SAME_WITHIN:

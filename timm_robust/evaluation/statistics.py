@@ -127,12 +127,12 @@ def newcombe(both: int, only_a: int, only_b: int, neither: int, level: float = L
     together = max(together - n / 2, 0.0) if together > 0 else together  # his continuity correction
     phi = together / math.sqrt(product) if product else 0.0
 
-    def reach(x: float, y: float) -> float:
+    def eps_multiplier(x: float, y: float) -> float:
         return math.sqrt(max(x * x - 2 * phi * x * y + y * y, 0.0))
 
     difference = share_a - share_b
-    low = difference - reach(share_a - low_a, high_b - share_b)
-    high = difference + reach(high_a - share_a, share_b - low_b)
+    low = difference - eps_multiplier(share_a - low_a, high_b - share_b)
+    high = difference + eps_multiplier(high_a - share_a, share_b - low_b)
     return max(low, -1.0), min(high, 1.0)
 
 

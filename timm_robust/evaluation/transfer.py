@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from timm_robust.attacks.attacker import Attacker
 from timm_robust.errors import UserError
 from timm_robust.evaluation.accuracy import in_batches, right, survivors
-from timm_robust.evaluation.attack_spec import Measure, parse_measure, require_possible
+from timm_robust.evaluation.attack_spec import AttackSpec, parse_attack, require_possible
 from timm_robust.evaluation.attempts import attempts
 from timm_robust.evaluation.preconditions import require_eval
 from timm_robust.threat import Threat
-from timm_robust.utils.random import kept_generators
+from timm_robust.utils.random import preserve_rng_state
 
 STOP_AT_SUCCESS = ("APGD", "APGDT", "FAB", "Square", "CW", "DeepFool")
 """Classes of torchattacks that return the clean image where the source did not fall, and go no further where it did."""
@@ -38,17 +38,17 @@ class Transfer:
 
     attack: str
     clean: tuple[int, ...]
-    stands: Mapping[str, tuple[int, ...]]
+    still_correct: Mapping[str, tuple[int, ...]]
 
     @property
     def accuracies(self) -> dict[str, float]:
         """Of the target, by source, in [0, 1]."""
-        return {name: sum(row) / len(row) for name, row in self.stands.items()}
+        return {name: sum(row) / len(row) for name, row in self.still_correct.items()}
 
     @property
     def worst(self) -> tuple[int, ...]:
         """Verdicts after all sources: an image stands that stood each of them."""
-        return tuple(int(all(column)) for column in zip(*self.stands.values(), strict=True))
+        return tuple(int(all(column)) for column in zip(*self.still_correct.values(), strict=True))
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -57,7 +57,7 @@ class Transfer:
             "clean_accuracy": sum(self.clean) / len(self.clean),
             "robust_accuracy": self.accuracies,
             "robust_accuracy_worst": sum(self.worst) / len(self.worst),
-            "robust": {name: list(row) for name, row in self.stands.items()},
+            "robust": {name: list(row) for name, row in self.still_correct.items()},
         }
 
 
@@ -107,23 +107,23 @@ def transfer(
     with torch.no_grad():
         batches = in_batches(images, targets, batch_size, device)
         clean = [right(judge(batch.images), batch.targets) for batch in batches]
-    stands = {}
+    still_correct = {}
     for name, source in sources.items():
         tries = attempts(measure, Attacker(source, threat), num_classes)
         kept, done = [], 0
-        with kept_generators(seed):
+        with preserve_rng_state(seed):
             batches = in_batches(images, targets, batch_size, device)
             for batch, standing in zip(batches, clean, strict=True):
                 kept.append(survivors(tries, judge, batch.images, batch.targets, standing))
                 done += len(batch)
                 if progress:
                     progress(f"from {name}", done, len(images))
-        stands[name] = tuple(torch.cat(kept).int().tolist())
-    return Transfer(measure.name, tuple(torch.cat(clean).int().tolist()), stands)
+        still_correct[name] = tuple(torch.cat(kept).int().tolist())
+    return Transfer(measure.name, tuple(torch.cat(clean).int().tolist()), still_correct)
 
 
-def _transferable(attack: str) -> Measure:
-    measure = parse_measure(attack)
+def _transferable(attack: str) -> AttackSpec:
+    measure = parse_attack(attack)
     follows = measure.name in ("fgsm", "cw-linf") or measure.name.startswith("pgd-")
     if follows or (measure.attack and measure.attack not in STOP_AT_SUCCESS):
         return measure

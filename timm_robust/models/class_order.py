@@ -11,7 +11,7 @@ from timm_robust.errors import UserError
 from timm_robust.models.pixel_model import PixelModel
 
 
-class Observer(nn.Module):
+class ClassAlignedModel(nn.Module):
     """A trained network that gives its logits in the order of some data's classes.
 
     Args:

@@ -2,7 +2,7 @@
 
     timm.create_model -> pretrained weights -> small-image stem -> activation swap -> PixelModel
 
-What was done stands in a `ModelRecord`, from which `rebuild` makes the same network again with timm alone.
+What was done stands in a `ModelConfig`, from which `rebuild` makes the same network again with timm alone.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from torch import nn
 from timm_robust.errors import UserError, unknown
 from timm_robust.models import stem as stems
 from timm_robust.models.activations import canonical_name, swap_activations
-from timm_robust.models.pixel_model import ModelRecord, PixelModel
-from timm_robust.utils.random import kept_generators
+from timm_robust.models.pixel_model import ModelConfig, PixelModel
+from timm_robust.utils.random import preserve_rng_state
 
 
 def build_model(
@@ -60,18 +60,18 @@ def build_model(
         if not isinstance(value, int) or isinstance(value, bool) or value < low:
             raise UserError(f"{what} {value!r}: expected an integer of at least {low}")
     mean, std = _per_channel(data_mean, in_chans, "data_mean"), _per_channel(data_std, in_chans, "data_std")
-    record = ModelRecord(
+    config = ModelConfig(
         architecture=None, num_classes=num_classes, in_chans=in_chans, image_size=image_size, mean=mean, std=std
     )
     if isinstance(model, nn.Module):
         if model_kwargs or pretrained:
             raise UserError("model_kwargs and pretrained are for timm names: a module is taken as it is")
         network = model
-        record = replace(record, module_class=f"{type(model).__module__}:{type(model).__qualname__}")
+        config = replace(config, module_class=f"{type(model).__module__}:{type(model).__qualname__}")
     else:
-        network, record = _create_timm(model, record, dict(model_kwargs or {}), pretrained, stem)
+        network, config = _create_timm(model, config, dict(model_kwargs or {}), pretrained, stem)
     if activation is not None:
-        record = replace(record, activation=canonical_name(activation))
+        config = replace(config, activation=canonical_name(activation))
         report = swap_activations(network, activation)
         if pretrained and report.replaced:
             warnings.warn(
@@ -79,12 +79,12 @@ def build_model(
                 "recalibrate or train them before trusting an accuracy",
                 stacklevel=2,
             )
-    built = PixelModel(network, record)
+    built = PixelModel(network, config)
     _check_forward(built, stem)
     return built
 
 
-def sibling(model: PixelModel, name: str | None = None, **kwargs: Any) -> PixelModel:
+def build_like(model: PixelModel, name: str | None = None, **kwargs: Any) -> PixelModel:
     """Another network for the same images and classes, with fresh weights.
 
     Args:
@@ -95,55 +95,55 @@ def sibling(model: PixelModel, name: str | None = None, **kwargs: Any) -> PixelM
     Raises:
         UserError: no name for a model that is the user's own module.
     """
-    record = model.record
+    config = model.config
     if name is None:
-        if record.architecture is None:
-            raise UserError(f"a second network like your own {record.module_class} cannot be made: name a timm model")
-        return rebuild(replace(record, model_kwargs={**record.model_kwargs, **kwargs}))
+        if config.architecture is None:
+            raise UserError(f"a second network like your own {config.module_class} cannot be made: name a timm model")
+        return rebuild(replace(config, model_kwargs={**config.model_kwargs, **kwargs}))
     return build_model(
         name,
-        num_classes=record.num_classes,
-        in_chans=record.in_chans,
-        image_size=record.image_size,
+        num_classes=config.num_classes,
+        in_chans=config.in_chans,
+        image_size=config.image_size,
         model_kwargs=kwargs,
-        activation=record.activation,
-        data_mean=record.mean,
-        data_std=record.std,
+        activation=config.activation,
+        data_mean=config.mean,
+        data_std=config.std,
     )
 
 
-def rebuild(record: ModelRecord, module: nn.Module | None = None) -> PixelModel:
+def rebuild(config: ModelConfig, module: nn.Module | None = None) -> PixelModel:
     """The network of a record with fresh weights: no trace, no download, no plugin machinery.
 
     Args:
-        record: from a checkpoint.
+        config: from a checkpoint.
         module: an instance of the user's own class, needed only where the record names no architecture.
 
     Raises:
         UserError: the architecture is not registered, or the module is missing.
     """
-    if record.architecture is None:
+    if config.architecture is None:
         if module is None:
             raise UserError(
-                f"the model is your own {record.module_class}, which a record cannot rebuild: pass an instance of it"
+                f"the model is your own {config.module_class}, which a record cannot rebuild: pass an instance of it"
             )
         network = module
     else:
-        if record.registered_by:
+        if config.registered_by:
             try:
-                importlib.import_module(record.registered_by)
+                importlib.import_module(config.registered_by)
             except ImportError as error:
                 raise UserError(
-                    f"model {record.architecture!r} is registered by {record.registered_by}, which cannot be imported "
+                    f"model {config.architecture!r} is registered by {config.registered_by}, which cannot be imported "
                     f"({error}): install the package it came with"
                 ) from error
-        network = _create(record.architecture, record.num_classes, record.model_kwargs)
-        stems.replay(network, record.stem)
-    if record.activation is not None:
+        network = _create(config.architecture, config.num_classes, config.model_kwargs)
+        stems.apply_stem(network, config.stem)
+    if config.activation is not None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # said once, when the model was built
-            swap_activations(network, record.activation)
-    return PixelModel(network, record)
+            swap_activations(network, config.activation)
+    return PixelModel(network, config)
 
 
 def count_parameters(model: nn.Module, trainable_only: bool = False) -> int:
@@ -152,8 +152,8 @@ def count_parameters(model: nn.Module, trainable_only: bool = False) -> int:
 
 
 def _create_timm(
-    name: str, record: ModelRecord, kwargs: dict[str, Any], pretrained: bool, stem: str
-) -> tuple[nn.Module, ModelRecord]:
+    name: str, config: ModelConfig, kwargs: dict[str, Any], pretrained: bool, stem: str
+) -> tuple[nn.Module, ModelConfig]:
     """The inner network with its stem, and the completed record."""
     from timm_robust.plugin import get_manager  # here, because models without plugins are rebuilt without them
 
@@ -173,21 +173,21 @@ def _create_timm(
     for fixed in ("num_classes", "in_chans", "pretrained"):
         if fixed in kwargs:
             raise UserError(f"model argument {fixed!r} is set by the run: leave it out of model_kwargs")
-    if record.in_chans != 3:
-        kwargs["in_chans"] = record.in_chans
-    with kept_generators():  # trials draw weights too, and the seed must not depend on their number
-        _try_kwargs(name, record.num_classes, kwargs)
+    if config.in_chans != 3:
+        kwargs["in_chans"] = config.in_chans
+    with preserve_rng_state():  # trials draw weights too, and the seed must not depend on their number
+        _try_kwargs(name, config.num_classes, kwargs)
         plan = stems.make_plan(
-            lambda **extra: _create(name, record.num_classes, {**kwargs, **extra}),
+            lambda **extra: _create(name, config.num_classes, {**kwargs, **extra}),
             name,
-            image_size=record.image_size,
-            in_chans=record.in_chans,
-            small=stem == "auto" and record.image_size <= stems.SMALL,
+            image_size=config.image_size,
+            in_chans=config.in_chans,
+            small=stem == "auto" and config.image_size <= stems.SMALL,
             taken=frozenset(kwargs),
         )
     kwargs |= plan.kwargs
     try:
-        network = _create(name, record.num_classes, kwargs, pretrained=pretrained)
+        network = _create(name, config.num_classes, kwargs, pretrained=pretrained)
     except Exception as error:
         if not pretrained:
             raise
@@ -197,14 +197,14 @@ def _create_timm(
             f"or the cache, or train from scratch (pretrained=False)"
         ) from error
     surgery = {key: value for key, value in plan.surgery.items() if not (pretrained and key == "centre")}
-    stems.replay(network, surgery)
+    stems.apply_stem(network, surgery)
     cfg = getattr(network, "pretrained_cfg", None) or {}
-    mean, std = record.mean, record.std
+    mean, std = config.mean, config.std
     if pretrained:
-        mean, std = (_fold(cfg[key], record.in_chans) for key in ("mean", "std"))
+        mean, std = (_fold(cfg[key], config.in_chans) for key in ("mean", "std"))
     module = model_entrypoint(base).__module__
     return network, replace(
-        record,
+        config,
         architecture=name,
         model_kwargs=kwargs,
         mean=mean,
@@ -237,14 +237,14 @@ def _try_kwargs(name: str, num_classes: int, kwargs: Mapping[str, Any]) -> None:
 
 def _check_forward(model: PixelModel, stem: str) -> None:
     """One real forward in eval mode: the head has the right size, the output is finite."""
-    record = model.record
-    name = record.architecture or record.module_class
+    config = model.config
+    name = config.architecture or config.module_class
     modes = {module: module.training for module in model.modules()}
     device = next((p.device for p in model.model.parameters()), torch.device("cpu"))
     try:
         model.eval().to(device)
         generator = torch.Generator().manual_seed(0)
-        images = torch.rand(2, record.in_chans, record.image_size, record.image_size, generator=generator)
+        images = torch.rand(2, config.in_chans, config.image_size, config.image_size, generator=generator)
         with torch.no_grad():
             logits = model(images.to(device))
     except UserError:
@@ -252,20 +252,20 @@ def _check_forward(model: PixelModel, stem: str) -> None:
     except Exception as error:
         reason = _reason(error)
         raise UserError(
-            f"model {name!r} cannot take {record.in_chans}-channel images of {record.image_size} pixels "
+            f"model {name!r} cannot take {config.in_chans}-channel images of {config.image_size} pixels "
             f"({type(error).__name__}: {reason}): choose another image size"
         ) from error
     finally:
         for module, mode in modes.items():
             module.training = mode
-    if logits.shape != (2, record.num_classes):
+    if logits.shape != (2, config.num_classes):
         raise UserError(
-            f"model {name!r} returns {tuple(logits.shape)} for 2 images: expected (2, {record.num_classes}), one logit "
-            f"for each of the {record.num_classes} classes"
+            f"model {name!r} returns {tuple(logits.shape)} for 2 images: expected (2, {config.num_classes}), one logit "
+            f"for each of the {config.num_classes} classes"
         )
     if not logits.isfinite().all():
         raise UserError(
-            f"model {name!r} with stem {stem!r} returns values that are not finite at {record.image_size} pixels: "
+            f"model {name!r} with stem {stem!r} returns values that are not finite at {config.image_size} pixels: "
             f"choose another image size"
         )
 

@@ -13,7 +13,7 @@ from timm_robust.errors import UserError, unknown
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelRecord:
+class ModelConfig:
     """Everything needed to make a network again: plain values that JSON can hold.
 
     `timm.create_model(architecture, num_classes=num_classes, **model_kwargs)` has exactly the weights of the record's
@@ -45,7 +45,7 @@ class ModelRecord:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> ModelRecord:
+    def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
         """The inverse of `to_dict`.
 
         Raises:
@@ -66,18 +66,18 @@ class PixelModel(nn.Module):
 
     Attributes:
         model: the inner network; its state dict loads strictly into the bare timm model.
-        record: how to make it again.
+        config: how to make it again.
     """
 
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self, model: nn.Module, record: ModelRecord) -> None:
+    def __init__(self, model: nn.Module, config: ModelConfig) -> None:
         super().__init__()
         self.model = model
-        self.record = record
-        self.register_buffer("mean", torch.tensor(record.mean).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(record.std).view(1, -1, 1, 1))
+        self.config = config
+        self.register_buffer("mean", torch.tensor(config.mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(config.std).view(1, -1, 1, 1))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits of images.

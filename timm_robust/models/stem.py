@@ -9,7 +9,7 @@ looked up by model name. A plan is made on a shadow of the model (meta device: s
       -> stride 1 on the first levels, pure poolings removed, wide kernels cut to 3x3, until the target is met
       -> kept if a forward at the real size works
 
-and then replayed on the real model, or later on a rebuilt one: `replay` needs the record only.
+and then replayed on the real model, or later on a rebuilt one: `apply_stem` needs the record only.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _POOL_NAMES = ("BlurPool2d", "MedianPool2d")  # timm's, by name: the module path
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What fits a model to an image size: kwargs for `timm.create_model`, then surgery for `replay`."""
+    """What fits a model to an image size: kwargs for `timm.create_model`, then surgery for `apply_stem`."""
 
     kwargs: dict[str, Any] = field(default_factory=dict)
     surgery: dict[str, Any] = field(default_factory=dict)
@@ -164,7 +164,7 @@ class CentreConv2d(nn.Conv2d):
         )
 
 
-def replay(model: nn.Module, surgery: dict[str, Any]) -> None:
+def apply_stem(model: nn.Module, surgery: dict[str, Any]) -> None:
     """Apply recorded surgery in place: strides, paddings, centres, and poolings that become the identity.
 
     Only fresh weights are cut to their centre: surgery for pretrained ones has no `centre`.
@@ -316,7 +316,7 @@ class _Shadow:
         for first in range(len(levels)):  # where the first level resists (sizes no longer fit), start one later
             surgery = _surgery(model, levels[first:], excess)
             trial = copy.deepcopy(model)
-            replay(trial, surgery)
+            apply_stem(trial, surgery)
             side = self.side(trial, image_size)
             if side is None:
                 continue

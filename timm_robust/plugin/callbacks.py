@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 from timm_robust.plugin.errors import PluginFailure
 
 if TYPE_CHECKING:
-    from timm_robust.defense import Run
+    from timm_robust.defense import TrainContext
     from timm_robust.plugin.manager import PluginManager
 
 log = logging.getLogger(__name__)
 
 
-class Observers:
+class Callbacks:
     """The observers of one run: one method per hook.
 
     A plugin whose observer raises is switched off for the rest of the run and listed in `failed`, so that a broken
@@ -26,15 +26,15 @@ class Observers:
         self._manager = manager
         self.failed: list[PluginFailure] = []
 
-    def run_start(self, run: Run) -> None:
+    def run_start(self, run: TrainContext) -> None:
         """Before the first epoch."""
         self._tell("timm_robust_run_start", run=run)
 
-    def epoch_end(self, run: Run, epoch: int, metrics: Mapping[str, Any]) -> None:
+    def epoch_end(self, run: TrainContext, epoch: int, metrics: Mapping[str, Any]) -> None:
         """After an epoch and its check."""
         self._tell("timm_robust_epoch_end", run=run, epoch=epoch, metrics=metrics)
 
-    def run_end(self, run: Run, result: Any) -> None:
+    def run_end(self, run: TrainContext, result: Any) -> None:
         """After the last epoch."""
         self._tell("timm_robust_run_end", run=run, result=result)
 

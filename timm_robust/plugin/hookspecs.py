@@ -14,7 +14,7 @@ import pluggy
 from timm_robust.plugin.spec import DefenseSpec, DistillerSpec, ModelsSpec, ModifierSpec
 
 if TYPE_CHECKING:
-    from timm_robust.defense import Run
+    from timm_robust.defense import TrainContext
 
 PROJECT = "timm_robust"
 """Name of the pluggy project, of the markers, and of the entry-point group."""
@@ -102,7 +102,7 @@ class Hooks:
         """
 
     @hookspec
-    def timm_robust_run_start(self, run: Run) -> None:
+    def timm_robust_run_start(self, run: TrainContext) -> None:
         """Watches a run begin; called after the model is built and before the first epoch.
 
         Example:
@@ -114,7 +114,7 @@ class Hooks:
         """
 
     @hookspec
-    def timm_robust_epoch_end(self, run: Run, epoch: int, metrics: Mapping[str, Any]) -> None:
+    def timm_robust_epoch_end(self, run: TrainContext, epoch: int, metrics: Mapping[str, Any]) -> None:
         """Watches an epoch end; called after the epoch's check, with what `metrics.jsonl` gets (`epoch` counts from 0).
 
         Example:
@@ -126,7 +126,7 @@ class Hooks:
         """
 
     @hookspec
-    def timm_robust_run_end(self, run: Run, result: Any) -> None:
+    def timm_robust_run_end(self, run: TrainContext, result: Any) -> None:
         """Watches a run end; called once after training, not after an error, with one dict of metrics per epoch.
 
         Example:

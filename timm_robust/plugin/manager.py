@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from timm_robust.errors import PluginError, UserError, nearest, unknown
-from timm_robust.plugin.callbacks import Observers
+from timm_robust.plugin.callbacks import Callbacks
 from timm_robust.plugin.errors import PluginConflict, PluginFailure
 from timm_robust.plugin.hookspecs import PROJECT, Hooks
-from timm_robust.plugin.registry import RECORDS, AnyCode, AnySpec, Plugin, Provided, api_gap, supported
+from timm_robust.plugin.registry import RECORDS, AnyCode, AnySpec, Plugin, RegisteredSpec, api_gap, supported
 from timm_robust.plugin.spec import CodeSpec, DefenseSpec, DistillerSpec, ModelsSpec, ModifierSpec, Spec, validate
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ class PluginManager:
 
     # what they offer
 
-    def defenses(self) -> dict[str, Provided[DefenseSpec]]:
+    def defenses(self) -> dict[str, RegisteredSpec[DefenseSpec]]:
         """Methods by name.
 
         Raises:
@@ -177,7 +177,7 @@ class PluginManager:
         """
         return self._by_name(DefenseSpec, "method", lambda spec: (spec.name,))
 
-    def model_specs(self) -> dict[str, Provided[ModelsSpec]]:
+    def model_specs(self) -> dict[str, RegisteredSpec[ModelsSpec]]:
         """Families of networks by name.
 
         Raises:
@@ -186,7 +186,7 @@ class PluginManager:
         self._by_name(ModelsSpec, "model", lambda spec: spec.models)
         return self._by_name(ModelsSpec, "model family", lambda spec: (spec.name,))
 
-    def modifiers(self) -> dict[str, Provided[ModifierSpec]]:
+    def modifiers(self) -> dict[str, RegisteredSpec[ModifierSpec]]:
         """What composes with any method, by name.
 
         Raises:
@@ -194,7 +194,7 @@ class PluginManager:
         """
         return self._by_name(ModifierSpec, "modifier", lambda spec: (spec.name,))
 
-    def distillers(self) -> dict[str, Provided[DistillerSpec]]:
+    def distillers(self) -> dict[str, RegisteredSpec[DistillerSpec]]:
         """What makes small data sets of large ones, by name.
 
         Raises:
@@ -202,7 +202,7 @@ class PluginManager:
         """
         return self._by_name(DistillerSpec, "distiller", lambda spec: (spec.name,))
 
-    def defense(self, name: str) -> Provided[DefenseSpec]:
+    def defense(self, name: str) -> RegisteredSpec[DefenseSpec]:
         """The method `name`.
 
         Raises:
@@ -210,7 +210,7 @@ class PluginManager:
         """
         return self._named(DefenseSpec, name)
 
-    def modifier(self, name: str) -> Provided[ModifierSpec]:
+    def modifier(self, name: str) -> RegisteredSpec[ModifierSpec]:
         """The modifier `name`.
 
         Raises:
@@ -218,7 +218,7 @@ class PluginManager:
         """
         return self._named(ModifierSpec, name)
 
-    def distiller(self, name: str) -> Provided[DistillerSpec]:
+    def distiller(self, name: str) -> RegisteredSpec[DistillerSpec]:
         """The distiller `name`.
 
         Raises:
@@ -257,9 +257,9 @@ class PluginManager:
             except (Exception, SystemExit) as error:
                 self._fail(self._plugin(found.plugin), "load", error)
 
-    def observers(self) -> Observers:
+    def observers(self) -> Callbacks:
         """Whom to tell about one run."""
-        return Observers(self)
+        return Callbacks(self)
 
     def implementations(self, hook: str) -> list[tuple[Plugin, Any]]:
         """Active plugins that implement `hook`, by name, each with pluggy's record of the function."""
@@ -322,11 +322,11 @@ class PluginManager:
                     records.append(record)
         return records
 
-    def _provided(self, kind: type[AnySpec]) -> list[Provided[AnySpec]]:
+    def _provided(self, kind: type[AnySpec]) -> list[RegisteredSpec[AnySpec]]:
         """Every record of one kind, supported or not."""
         self._collect()
         return [
-            Provided(record, plugin.name, plugin.distribution, plugin.version)
+            RegisteredSpec(record, plugin.name, plugin.distribution, plugin.version)
             for plugin in self._active()
             for record in plugin.records or ()
             if isinstance(record, kind)
@@ -334,9 +334,9 @@ class PluginManager:
 
     def _by_name(
         self, kind: type[AnySpec], noun: str, names: Callable[[AnySpec], tuple[str, ...]]
-    ) -> dict[str, Provided[AnySpec]]:
+    ) -> dict[str, RegisteredSpec[AnySpec]]:
         """Supported records of one kind by name; two of one name are a conflict."""
-        table: dict[str, Provided[AnySpec]] = {}
+        table: dict[str, RegisteredSpec[AnySpec]] = {}
         for found in self._provided(kind):
             for name in names(found.spec) if supported(found.spec) else ():
                 if name in table:
@@ -345,7 +345,7 @@ class PluginManager:
                 table[name] = found
         return table
 
-    def _named(self, kind: type[AnyCode], name: str) -> Provided[AnyCode]:
+    def _named(self, kind: type[AnyCode], name: str) -> RegisteredSpec[AnyCode]:
         """The record of one kind that offers `name`, or why there is none."""
         offered = self._by_name(kind, kind.noun, lambda spec: (spec.name,))
         if name in offered:
@@ -360,7 +360,7 @@ class PluginManager:
         raise unknown(kind.noun, name, offered, hint=f"plugins that failed: {broken}" if broken else "")
 
     @contextmanager
-    def _loading(self, found: Provided[AnyCode]) -> Iterator[None]:
+    def _loading(self, found: RegisteredSpec[AnyCode]) -> Iterator[None]:
         """Turns a failure to load what the user asked for into a sentence that names the culprit."""
         try:
             yield

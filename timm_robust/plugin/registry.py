@@ -21,7 +21,7 @@ AnyCode = TypeVar("AnyCode", DefenseSpec, ModifierSpec, DistillerSpec)
 
 
 @dataclass(frozen=True)
-class Provided(Generic[AnySpec]):
+class RegisteredSpec(Generic[AnySpec]):
     """A record, and the plugin, distribution and version that it came from."""
 
     spec: AnySpec

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from timm_robust.report.summary import Comparison
-from timm_robust.runs.finished import Run
+from timm_robust.runs.finished import FinishedRun
 
-__all__ = ["Comparison", "Run"]
+__all__ = ["Comparison", "FinishedRun"]

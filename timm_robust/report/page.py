@@ -8,7 +8,7 @@ from pathlib import Path
 
 from timm_robust.errors import UserError
 from timm_robust.report.panels import Panel, curve, marks, panels_of, svg
-from timm_robust.runs.finished import Run
+from timm_robust.runs.finished import FinishedRun
 from timm_robust.runs.history import best_and_last, best_row, overfitting_line, points
 
 SPLITS = ("training", "validation", "test")
@@ -71,17 +71,17 @@ def make_report(runs: str | Path | Sequence[str | Path], out: str | Path = "repo
     return path
 
 
-def _read(folder: Path) -> Run:
+def _read(folder: Path) -> FinishedRun:
     if not folder.is_dir():
         raise UserError(f"run {str(folder)!r} does not exist: expected a folder that train made")
-    run = Run(folder.name, 0, folder)
+    run = FinishedRun(folder.name, 0, folder)
     run.read(())
     if not (run.manifest and run.history and all({"epoch", "val_robust"} <= row.keys() for row in run.history)):
         raise UserError(f"{folder} holds no run: metrics.jsonl or manifest.json is missing, empty or damaged")
     return run
 
 
-def page(runs: Sequence[Run]) -> str:
+def page(runs: Sequence[FinishedRun]) -> str:
     """The page as text."""
     several = len({run.folder.name for run in runs}) < len(runs)
     names = [str(run.folder) if several else run.folder.resolve().name for run in runs]
@@ -103,7 +103,7 @@ def _small(text: str) -> str:
     return f'<p class="small">{escape(text)}</p>'
 
 
-def _table(runs: dict[str, Run]) -> str:
+def _table(runs: dict[str, FinishedRun]) -> str:
     words, of = ("run", "method", "model", "data", "threat"), ("best", "last", "gap")
     top = "".join(f'<th rowspan="2" class="text">{word}</th>' for word in words)
     top += '<th rowspan="2">epochs</th><th rowspan="2">best epoch</th>'
@@ -115,7 +115,7 @@ def _table(runs: dict[str, Run]) -> str:
     return f'<div class="wide"><table>{"".join(lines)}</table></div>'
 
 
-def _setting(run: Run) -> tuple[str, str, str, str]:
+def _setting(run: FinishedRun) -> tuple[str, str, str, str]:
     """Method with its modifiers, model, data and threat, as the manifest has them."""
     manifest = run.manifest
     model, threat = manifest.get("model", {}), manifest.get("threat", {})
@@ -127,7 +127,7 @@ def _setting(run: Run) -> tuple[str, str, str, str]:
     )
 
 
-def _numbers(run: Run) -> list[str]:
+def _numbers(run: FinishedRun) -> list[str]:
     wanted = run.manifest.get("recipe", {}).get("epochs")
     done, best = run.history[-1]["epoch"], best_row(run.history)
     out = [str(done) if wanted in (None, done) else f"{done} of {wanted}", str(best["epoch"]) if best else "-"]
@@ -141,7 +141,7 @@ def _percents(high: float, low: float) -> list[str]:
     return [f"{100 * high:.1f}", f"{100 * low:.1f}", f"{round(100 * (high - low), 1) + 0.0:.1f}"]
 
 
-def _happened(run: Run) -> list[str]:
+def _happened(run: FinishedRun) -> list[str]:
     """What ended the run or was seen in it, one sentence for each."""
     sentences = [
         f"catastrophic overfitting in epoch {event['epoch']}: robust accuracy on {event['seen_on']} images fell from "
@@ -155,7 +155,7 @@ def _happened(run: Run) -> list[str]:
     ]
 
 
-def _measured(run: Run) -> str:
+def _measured(run: FinishedRun) -> str:
     recipe = run.manifest.get("recipe", {})
     told = f"Validation images under {recipe.get('check_attack', 'the attack of the check')}"
     if recipe.get("diagnose"):

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from timm_robust.report.curves import draw
-from timm_robust.runs.finished import Run
+from timm_robust.runs.finished import FinishedRun
 from timm_robust.utils.environment import hardware, versions
 
 ANSWERED = {"stop": ", stopped", "restore": ", restored", "escalate": ", escalated"}
@@ -38,16 +38,16 @@ class Comparison:
     """
 
     output: Path
-    runs: list[Run]
+    runs: list[FinishedRun]
     asked: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def failed(self) -> list[Run]:
+    def failed(self) -> list[FinishedRun]:
         """Runs that failed."""
         return [run for run in self.runs if run.error]
 
     @property
-    def done(self) -> list[Run]:
+    def done(self) -> list[FinishedRun]:
         """Runs that all numbers are from."""
         return [run for run in self.runs if run.done]
 
@@ -193,7 +193,7 @@ class Comparison:
         return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 
-def _row(runs: list[Run], images: dict[str, int]) -> dict[str, Any]:
+def _row(runs: list[FinishedRun], images: dict[str, int]) -> dict[str, Any]:
     done = [run for run in runs if run.done]
     measured = [run.evaluation for run in done if run.evaluation]
     history = [row for run in done for row in run.history]
@@ -219,7 +219,7 @@ def _row(runs: list[Run], images: dict[str, int]) -> dict[str, Any]:
     }
 
 
-def _happened(runs: list[Run]) -> Iterable[str]:
+def _happened(runs: list[FinishedRun]) -> Iterable[str]:
     several = len(runs) > 1
     first = [run.events[0] for run in runs if run.done and run.events]
     if first:

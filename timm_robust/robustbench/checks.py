@@ -57,15 +57,15 @@ def check_evaluation(evaluation: Mapping[str, Any], board: Board, draft: bool) -
         )
 
 
-def check_network(card: Mapping[str, Any], board: Board) -> None:
+def check_network(metadata: Mapping[str, Any], board: Board) -> None:
     """Refuses a network for other classes, or for the same number of others."""
-    classes, channels = card["model"]["num_classes"], card["model"]["in_chans"]
+    classes, channels = metadata["model"]["num_classes"], metadata["model"]["in_chans"]
     if classes != board.num_classes or channels != 3:
         raise UserError(
             f"the network has {classes} classes and {channels} channels, {board.dataset} has {board.num_classes} and "
             "3: choose the board of the data it was trained on"
         )
-    names = tuple(card.get("data", {}).get("class_names") or ())
+    names = tuple(metadata.get("data", {}).get("class_names") or ())
     if board.dataset == "cifar10" and names and names != CIFAR10_CLASSES:
         raise UserError(f"the network's classes are {', '.join(names)}, not CIFAR-10's in their order")
 

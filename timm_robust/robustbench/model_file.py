@@ -19,7 +19,7 @@ from timm_robust.utils.environment import versions
 if TYPE_CHECKING:
     from torch import nn
 
-    from timm_robust.models.pixel_model import ModelRecord, PixelModel
+    from timm_robust.models.pixel_model import ModelConfig, PixelModel
 
 CROP_SHARE = 0.875
 """Of the shorter side of an ImageNet image, in the evaluation view; at 224 pixels RobustBench's Res256Crop224."""
@@ -103,7 +103,7 @@ def module_name(model_id: str) -> str:
     return re.sub(r"\W", "_", model_id.lower())
 
 
-def is_plain(record: ModelRecord) -> bool:
+def is_plain(record: ModelConfig) -> bool:
     """Whether `timm.create_model` alone makes this network: no surgery for small images, no swap, no plugin's model."""
     return not (record.stem or record.activation or record.registered_by)
 
@@ -123,7 +123,7 @@ def write_model_file(folder: Path, model: PixelModel, board: Board, model_id: st
     """
     from timm_robust.utils.files import write_text
 
-    record = model.record
+    record = model.config
     base = type(model.model)
     if record.architecture is None or not _importable(base):
         name = record.module_class or f"{base.__module__}:{base.__qualname__}"
@@ -189,7 +189,7 @@ def check_model_file(path: Path, model: PixelModel, timm_name: str) -> None:
     """
     import torch
 
-    record = model.record
+    record = model.config
     images = torch.rand(
         4, record.in_chans, record.image_size, record.image_size, generator=torch.Generator().manual_seed(0)
     )
@@ -203,7 +203,7 @@ def check_model_file(path: Path, model: PixelModel, timm_name: str) -> None:
         )
 
 
-def _needs(record: ModelRecord) -> str:
+def _needs(record: ModelConfig) -> str:
     if is_plain(record):
         return "It needs torch and timm alone.\n"
     reasons = [
@@ -219,7 +219,7 @@ def _pick(model: PixelModel) -> str:
     """What is taken of several outputs, such as auxiliary heads."""
     import torch
 
-    record = model.record
+    record = model.config
     with torch.no_grad():
         output = model.model(torch.zeros(1, record.in_chans, record.image_size, record.image_size))
     return "[0]" if isinstance(output, (tuple, list)) else ""

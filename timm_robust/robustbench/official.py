@@ -77,7 +77,7 @@ def benchmark(
     Raises:
         UserError: no real RobustBench, a model in train mode, no such board, or data that is not there.
     """
-    from timm_robust.attacks.attack_mode import crafting
+    from timm_robust.attacks.attack_mode import attack_mode
     from timm_robust.evaluation.autoattack import kept_process_state
     from timm_robust.evaluation.preconditions import require_eval
 
@@ -92,7 +92,7 @@ def benchmark(
     if board.dataset == "imagenet" and preprocessing is None:
         preprocessing = "Res256Crop224"
     # without crafting(), FAB's backward passes would leave gradients in the weights
-    with released() as package, crafting(model), kept_process_state(), _printing(not quiet):
+    with released() as package, attack_mode(model), kept_process_state(), _printing(not quiet):
         runs: list[Any] = []
 
         def adversary(*args: Any, **kwargs: Any) -> Any:

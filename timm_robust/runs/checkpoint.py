@@ -19,33 +19,33 @@ from torch import nn
 
 from timm_robust.errors import UserError
 from timm_robust.models.factory import rebuild
-from timm_robust.models.pixel_model import ModelRecord, PixelModel
+from timm_robust.models.pixel_model import ModelConfig, PixelModel
 from timm_robust.utils.files import write_atomically, write_json
 
 FORMAT = 1
-WEIGHTS, CARD, STATE = "model.safetensors", "model.json", "state.pt"
+WEIGHTS, METADATA, STATE = "model.safetensors", "model.json", "state.pt"
 
 
-def save_model(folder: Path, model: PixelModel, card: dict[str, Any]) -> None:
+def save_model(folder: Path, model: PixelModel, metadata: dict[str, Any]) -> None:
     """Writes `model.safetensors` and `model.json`.
 
     Args:
         folder: made if it is not there.
         model: its inner network's weights are stored, in float32 as trained.
-        card: what else `model.json` says (threat, data, method, metrics, versions).
+        metadata: what else `model.json` says (threat, data, method, metrics, versions).
     """
     # clones, because safetensors refuses shared memory (tied weights) and other strides than contiguous
     weights = {name: value.detach().cpu().contiguous().clone() for name, value in model.model.state_dict().items()}
     content = save(weights)
     write_atomically(folder / WEIGHTS, lambda file: file.write_bytes(content))
-    write_json(folder / CARD, {"format": FORMAT, "model": model.record.to_dict(), **card})
+    write_json(folder / METADATA, {"format": FORMAT, "model": model.config.to_dict(), **metadata})
 
 
-def rescue(model: PixelModel, card: dict[str, Any], output: Path, error: OSError) -> str:
+def rescue(model: PixelModel, metadata: dict[str, Any], output: Path, error: OSError) -> str:
     """Saves a model that could not be saved in `output` into the system's temporary folder; returns what to tell."""
     folder = Path(tempfile.mkdtemp(prefix="timm-robust-rescued-"))
     try:
-        save_model(folder, model, card)
+        save_model(folder, model, metadata)
     except OSError:
         return f"the trained model could not be saved in {output} ({error}), nor in {folder}"
     return f"the trained model could not be saved in {output} ({error}): it is in {folder}"
@@ -81,29 +81,31 @@ def find_checkpoint(path: str | Path) -> Path:
     if given.is_file():
         given = given.parent
     for folder in (given, given / "best", given / "last"):
-        if (folder / CARD).is_file():
+        if (folder / METADATA).is_file():
             return folder
     if not given.exists():
         raise UserError(f"checkpoint {str(path)!r} does not exist: expected a run's folder, or its best/ or last/")
-    raise UserError(f"{str(path)!r} holds no checkpoint: expected {CARD} and {WEIGHTS} in it, in best/ or in last/")
+    raise UserError(f"{str(path)!r} holds no checkpoint: expected {METADATA} and {WEIGHTS} in it, in best/ or in last/")
 
 
-def read_card(path: str | Path) -> dict[str, Any]:
+def read_metadata(path: str | Path) -> dict[str, Any]:
     """The content of `model.json`.
 
     Raises:
         UserError: no checkpoint, damaged, or written by a newer version.
     """
-    file = find_checkpoint(path) / CARD
+    file = find_checkpoint(path) / METADATA
     try:
-        card = json.loads(file.read_text())
+        metadata = json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read: {_first_line(error)}") from error
-    if not isinstance(card, dict) or "model" not in card:
+    if not isinstance(metadata, dict) or "model" not in metadata:
         raise UserError(f"{file} is no model card of timm-robust: it has no entry 'model'")
-    if card.get("format", 0) > FORMAT:
-        raise UserError(f"{file} has format {card['format']}, this version reads up to {FORMAT}: upgrade timm-robust")
-    return card
+    if metadata.get("format", 0) > FORMAT:
+        raise UserError(
+            f"{file} has format {metadata['format']}, this version reads up to {FORMAT}: upgrade timm-robust"
+        )
+    return metadata
 
 
 def load(path: str | Path, *, model: nn.Module | None = None, device: str | torch.device = "cpu") -> PixelModel:
@@ -122,7 +124,7 @@ def load(path: str | Path, *, model: nn.Module | None = None, device: str | torc
         UserError: no checkpoint, truncated, or weights of another model.
     """
     folder = find_checkpoint(path)
-    record = ModelRecord.from_dict(read_card(folder)["model"])
+    record = ModelConfig.from_dict(read_metadata(folder)["model"])
     built = rebuild(record, model)
     built.model.load_state_dict(read_weights(folder, built.model))
     return built.to(device).eval()

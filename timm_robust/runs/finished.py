@@ -12,7 +12,7 @@ from timm_robust.runs.history import ROBUST_OVERFITTING, events, was_stopped
 
 
 @dataclass
-class Run:
+class FinishedRun:
     """One method with one seed.
 
     Attributes:
@@ -36,7 +36,7 @@ class Run:
         """Reads the folder; `done` says whether all epochs are there, and `attacks` measured on the test split.
 
         Args:
-            attacks: names as `parse_measure` spells them; with none, no evaluation is expected.
+            attacks: names as `parse_attack` spells them; with none, no evaluation is expected.
         """
         self.manifest = _json(self.folder / "manifest.json")
         self.evaluation = _json(self.folder / "evaluation.json")

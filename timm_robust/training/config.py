@@ -13,18 +13,18 @@ from timm_robust.defense import Defense
 from timm_robust.errors import UserError
 from timm_robust.models.pixel_model import PixelModel
 from timm_robust.modifier import Modifier
-from timm_robust.plugin.manager import Observers
+from timm_robust.plugin.manager import Callbacks
 from timm_robust.recipes.recipe import Recipe
 from timm_robust.threat import Threat
 from timm_robust.utils.progress import Display
 
 
 @dataclass
-class Job:
+class TrainConfig:
     """One training run.
 
     Attributes:
-        card: what checkpoints say of the run beside the model.
+        metadata: what checkpoints say of the run beside the model.
         modifiers: by name, in the order in which they hold around the weights.
         teachers: trained networks by the option that names them.
     """
@@ -35,7 +35,7 @@ class Job:
     recipe: Recipe
     threat: Threat
     output: Path
-    card: dict[str, Any]
+    metadata: dict[str, Any]
     modifiers: dict[str, Modifier] = field(default_factory=dict)
     teachers: dict[str, nn.Module] = field(default_factory=dict)
     seed: int = 0
@@ -47,7 +47,7 @@ class Job:
     resume: bool = False
     trackers: list[str] = field(default_factory=list)
     display: Display = field(default_factory=Display)
-    observers: Observers | None = None
+    observers: Callbacks | None = None
 
     def require_fit(self) -> None:
         """Refuses what the method cannot do, before anything is trained.
@@ -55,7 +55,7 @@ class Job:
         Raises:
             UserError: a norm that it does not know, or torch.compile where it differentiates twice.
         """
-        name, defense = self.card.get("method") or type(self.defense).__name__, self.defense
+        name, defense = self.metadata.get("method") or type(self.defense).__name__, self.defense
         if self.threat.norm not in defense.norms:
             raise UserError(f"method {name!r} knows the norm {' or '.join(defense.norms)} only, not {self.threat.norm}")
         if self.compile and defense.differentiates_twice:

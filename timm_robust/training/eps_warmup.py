@@ -29,8 +29,8 @@ def warm_up_eps(engine: Engine, step: int) -> None:
     Args:
         step: of the epoch, from 0.
     """
-    full = engine.job.threat
-    factor = eps_factor(engine.job.recipe, engine.epoch + (step + 1) / engine.steps)
+    full = engine.config.threat
+    factor = eps_factor(engine.config.recipe, engine.epoch + (step + 1) / engine.steps)
     threat = full if factor == 1.0 else replace(full, eps=factor * full.eps, eps_text=f"{factor:.3f} * {full.eps_text}")
     if threat != engine.attacker.threat:
         engine.run.threat = threat

@@ -41,7 +41,7 @@ class PassCounter:
         return self.images / 2
 
     @contextmanager
-    def apart(self) -> Iterator[Part]:
+    def paused(self) -> Iterator[Part]:
         """Counts what is measured and not trained by itself; the part knows its passes afterwards."""
         before, part = self.images, Part()
         try:

@@ -25,16 +25,16 @@ def state_of(engine: Engine) -> dict[str, Any]:
     return {
         "epoch": engine.epoch + 1,
         "best": list(engine.best),
-        "model": engine.bare.state_dict(),
+        "model": engine.unwrapped_model.state_dict(),
         "modifiers": engine.modifiers.state_dict(),
-        "companion": engine.companion.state_dict() if engine.companion else None,
+        "companion": engine.auxiliary_model.state_dict() if engine.auxiliary_model else None,
         "optimizer": engine.optimizer.state_dict(),
         "schedule": engine.schedule.state_dict(),
         "scaler": scaler.state_dict() if scaler else None,
         "defense": engine.defense.state_dict(),
         "watch": engine.watch.state_dict(),
         "diagnosis": engine.diagnosis.state_dict(),
-        "returns": engine.returns,
+        "returns": engine.rollbacks,
         "extra_steps": engine.attacker.extra_steps,
         "image_passes": engine.counter.images,
     }
@@ -42,17 +42,17 @@ def state_of(engine: Engine) -> dict[str, Any]:
 
 def anything_kept(engine: Engine) -> bool:
     """Whether an epoch was ever kept; not if the run was killed in its first, or while a teacher was trained."""
-    return (engine.job.output / METRICS).exists()
+    return (engine.config.output / METRICS).exists()
 
 
 def restore(engine: Engine) -> list[dict[str, Any]]:
     """Puts the engine back to the end of the epoch in last/; returns the rows up to there."""
-    state = load_state(engine.job.output / "last")
+    state = load_state(engine.config.output / "last")
     engine.epoch, engine.best = state["epoch"], tuple(state["best"])
-    engine.bare.load_state_dict(state["model"])
+    engine.unwrapped_model.load_state_dict(state["model"])
     engine.modifiers.load_state_dict(state["modifiers"])
-    if engine.companion:
-        engine.companion.load_state_dict(state["companion"])
+    if engine.auxiliary_model:
+        engine.auxiliary_model.load_state_dict(state["companion"])
     engine.optimizer.load_state_dict(state["optimizer"])
     engine.schedule.load_state_dict(state["schedule"])
     if engine.accelerator.scaler and state["scaler"]:
@@ -60,26 +60,33 @@ def restore(engine: Engine) -> list[dict[str, Any]]:
     engine.defense.load_state_dict(state["defense"])
     engine.watch.load_state_dict(state["watch"])
     engine.diagnosis.load_state_dict(state["diagnosis"])
-    engine.returns, engine.attacker.extra_steps = state["returns"], state["extra_steps"]
+    engine.rollbacks, engine.attacker.extra_steps = state["returns"], state["extra_steps"]
     engine.counter.images = state["image_passes"]
-    lines = (engine.job.output / METRICS).read_text().splitlines()
+    lines = (engine.config.output / METRICS).read_text().splitlines()
     return [json.loads(line) for line in lines if line][: engine.epoch]
 
 
 def keep(engine: Engine, row: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     """Writes best/, last/ and metrics.jsonl; a full disk costs this epoch's files and not the run."""
-    output, model = engine.job.output, engine.shipped
-    card = {**engine.job.card, "epoch": row["epoch"], "metrics": {k: v for k, v in row.items() if k != "epoch"}}
+    output, model = engine.config.output, engine.eval_model
+    metadata = {
+        **engine.config.metadata,
+        "epoch": row["epoch"],
+        "metrics": {k: v for k, v in row.items() if k != "epoch"},
+    }
     steps: list[Callable[[], None]] = [lambda: write_metrics(engine, rows)]
     if row["best"]:
-        steps.append(lambda: save_model(output / "best", model, card))
-    steps += [lambda: save_model(output / "last", model, card), lambda: save_state(output / "last", state_of(engine))]
+        steps.append(lambda: save_model(output / "best", model, metadata))
+    steps += [
+        lambda: save_model(output / "last", model, metadata),
+        lambda: save_state(output / "last", state_of(engine)),
+    ]
     try:
         for step in steps:
             step()
     except OSError as error:
-        if engine.epoch + 1 == engine.job.recipe.epochs:
-            raise RunFailed(rescue(model, card, output, error)) from error
+        if engine.epoch + 1 == engine.config.recipe.epochs:
+            raise RunFailed(rescue(model, metadata, output, error)) from error
         engine.display.warn(
             f"epoch {row['epoch']} could not be saved ({error}); training goes on, the next epoch tries again"
         )
@@ -89,9 +96,9 @@ def save_aside(engine: Engine, folder: str, **about: Any) -> None:
     """Writes the trained weights as they are into a folder of the run's: what `Run.save` promises."""
     if not engine.main:
         return
-    card = {**engine.job.card, "epoch": engine.epoch + 1, **about}
+    metadata = {**engine.config.metadata, "epoch": engine.epoch + 1, **about}
     try:
-        save_model(engine.job.output / folder, engine.bare, card)
+        save_model(engine.config.output / folder, engine.unwrapped_model, metadata)
     except OSError as error:
         engine.display.warn(f"checkpoint {folder} could not be saved ({error}); training goes on")
 
@@ -106,4 +113,4 @@ def end_early(engine: Engine, rows: list[dict[str, Any]]) -> None:
 
 def write_metrics(engine: Engine, rows: list[dict[str, Any]]) -> None:
     """All rows at once and not appended: a resumed run rewrites what an interrupted epoch may have left."""
-    write_text(engine.job.output / METRICS, "".join(json.dumps(row) + "\n" for row in rows))
+    write_text(engine.config.output / METRICS, "".join(json.dumps(row) + "\n" for row in rows))

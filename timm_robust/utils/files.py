@@ -40,7 +40,7 @@ def kept_in(checkpoint: str, name: str) -> Path | None:
     return folder / name if folder.is_dir() and os.access(folder, os.W_OK) else None
 
 
-def write_record(path: str | Path, content: dict[str, Any], display: Display) -> bool:
+def write_result(path: str | Path, content: dict[str, Any], display: Display) -> bool:
     """Writes a record as JSON, and says whether it did: a full disk is a warning, the result is still returned."""
     from timm_robust.utils.files import write_json
 

@@ -9,7 +9,7 @@ import numpy as np
 
 
 @contextmanager
-def kept_generators(seed: int | None = None) -> Iterator[None]:
+def preserve_rng_state(seed: int | None = None) -> Iterator[None]:
     """Restores afterwards the generators that attacks draw from: torch's of the CPU and of all GPUs, and NumPy's.
 
     Args:

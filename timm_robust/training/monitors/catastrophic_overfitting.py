@@ -18,11 +18,11 @@ import torch.nn.functional as F
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
-from timm_robust.attacks.attack_mode import crafting
+from timm_robust.attacks.attack_mode import attack_mode
 from timm_robust.attacks.attacker import Attacker
 from timm_robust.data import Batch, sample
-from timm_robust.evaluation.accuracy import accuracy, verdicts
-from timm_robust.evaluation.attack_spec import parse_measure
+from timm_robust.evaluation.accuracy import accuracy, robust_correct
+from timm_robust.evaluation.attack_spec import parse_attack
 from timm_robust.recipes.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ ANSWERED = {
 
 
 @dataclass(frozen=True)
-class Collapse:
+class CatastrophicOverfittingEvent:
     """One event.
 
     Attributes:
@@ -116,7 +116,7 @@ def gradient_cosine(attacker: Attacker, images: Tensor, targets: Tensor, noise: 
         noise: same shape, added to the images and not clipped.
     """
     both = []
-    with torch.enable_grad(), crafting(attacker.model):
+    with torch.enable_grad(), attack_mode(attacker.model):
         for points in (images, images + noise):
             points = points.detach().requires_grad_(True)
             loss = F.cross_entropy(attacker.view(points), targets, reduction="sum")
@@ -128,12 +128,12 @@ def gradient_cosine(attacker: Attacker, images: Tensor, targets: Tensor, noise: 
 class Collapsed(Exception):
     """Ends an epoch: training should stop, or go on from the last sound one."""
 
-    def __init__(self, event: Collapse) -> None:
+    def __init__(self, event: CatastrophicOverfittingEvent) -> None:
         super().__init__(str(event))
         self.event = event
 
 
-class Watch:
+class CatastrophicOverfittingMonitor:
     """Looks for catastrophic overfitting, remembers the best that each place has seen, and says what to do.
 
     Args:
@@ -153,8 +153,8 @@ class Watch:
     @cached_property
     def batch(self) -> Batch:
         """The fixed training images, without augmentation."""
-        job = self.engine.job
-        return sample(job.data.train, self.recipe.watch_examples, seed=job.seed, device=self.engine.device)
+        config = self.engine.config
+        return sample(config.data.train, self.recipe.watch_examples, seed=config.seed, device=self.engine.device)
 
     def due(self, step: int, passes: float) -> bool:
         """Whether to look now.
@@ -169,7 +169,7 @@ class Watch:
             return step % self.recipe.watch_every == 0
         return self.spent + COST * self.recipe.watch_examples <= SHARE * passes
 
-    def look(self, epoch: int, step: int) -> str:
+    def probe(self, epoch: int, step: int) -> str:
         """Clean, FGSM and PGD-10 accuracy and the gradient cosine on the fixed images; returns a line for the bar.
 
         Args:
@@ -180,7 +180,7 @@ class Watch:
             Collapsed: see `judge`.
         """
         started = time.perf_counter()
-        with self.engine.counter.apart() as part:
+        with self.engine.counter.paused() as part:
             seen = self._measure()
         self.spent += part.passes
         self._seconds += time.perf_counter() - started
@@ -191,12 +191,12 @@ class Watch:
     def _measure(self) -> dict[str, float]:
         attacker = self.engine.checker
         seen = {
-            key: accuracy(verdicts(parse_measure(name), attacker, [self.batch]))
+            key: accuracy(robust_correct(parse_attack(name), attacker, [self.batch]))
             for key, name in (("clean", "clean"), ("fgsm", "fgsm"), ("pgd", "pgd-10-1"))
         }
         images, threat = self.batch.images, attacker.threat
-        reach = threat.eps if threat.norm == "Linf" else threat.eps / images[0].numel() ** 0.5
-        noise = (torch.rand(images.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1).to(images) * reach
+        radius = threat.eps if threat.norm == "Linf" else threat.eps / images[0].numel() ** 0.5
+        noise = (torch.rand(images.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1).to(images) * radius
         return {**seen, "cosine": gradient_cosine(attacker, images, self.batch.targets, noise)}
 
     def judge(
@@ -236,9 +236,9 @@ class Watch:
                 self._warned.discard(seen_on)
             return
         answer = self.recipe.on_collapse if epoch else "warn"  # nothing to go back to in the first epoch
-        if answer in ("restore", "escalate") and engine.returns >= MOST_RETURNS:
+        if answer in ("restore", "escalate") and engine.rollbacks >= MOST_RETURNS:
             answer = "stop"
-        event = Collapse(epoch + 1, step, seen_on, round(robust, 4), round(best, 4), fgsm, answer)
+        event = CatastrophicOverfittingEvent(epoch + 1, step, seen_on, round(robust, 4), round(best, 4), fgsm, answer)
         if answer == "warn" and self._warned:
             return
         self._warned = self._warned | {seen_on} if answer == "warn" else set()

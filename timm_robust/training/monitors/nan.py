@@ -34,7 +34,7 @@ def require_finite_weights(engine: Engine) -> None:
     Raises:
         RunFailed: one is not finite.
     """
-    for name, value in engine.bare.named_parameters():
+    for name, value in engine.unwrapped_model.named_parameters():
         if not value.isfinite().all():
             raise RunFailed(
                 f"weight {name!r} is no longer finite after epoch {engine.epoch + 1}: {_kept(engine)}; "
@@ -43,4 +43,4 @@ def require_finite_weights(engine: Engine) -> None:
 
 
 def _kept(engine: Engine) -> str:
-    return f"{engine.job.output}/last holds epoch {engine.epoch}" if engine.epoch else "no epoch was finished before"
+    return f"{engine.config.output}/last holds epoch {engine.epoch}" if engine.epoch else "no epoch was finished before"

@@ -18,13 +18,13 @@ import torch
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
-from timm_robust.attacks.attack_mode import crafting
+from timm_robust.attacks.attack_mode import attack_mode
 from timm_robust.attacks.attacker import Attacker
 from timm_robust.data import Batch, Split, make_eval_loader, some
 from timm_robust.recipes.recipe import Recipe
 from timm_robust.runs.history import ROBUST_OVERFITTING
 from timm_robust.training.monitors.catastrophic_overfitting import LEARNED
-from timm_robust.utils.random import kept_generators
+from timm_robust.utils.random import preserve_rng_state
 
 if TYPE_CHECKING:
     from timm_robust.training.engine import Engine
@@ -105,7 +105,7 @@ class Seen:
 
     @property
     def right(self) -> Tensor:
-        """Bool [N], as `verdicts` judges: right on the image, and after the attack."""
+        """Bool [N], as `robust_correct` judges: right on the image, and after the attack."""
         return (self.clean.argmax(1) == self.targets) & (self.adversarial.argmax(1) == self.targets)
 
     def accuracies(self, of: str) -> dict[str, float | None]:
@@ -122,7 +122,7 @@ def look(attacker: Attacker, batches: Iterable[Batch], seed: int) -> Seen:
     """Predictions for images and for PGD-10 on all of them, right or wrong; in eval mode, all draws from `seed`."""
     model, parts = attacker.model, []
     alpha = attacker.threat.eps / 4
-    with kept_generators(seed), crafting(model):
+    with preserve_rng_state(seed), attack_mode(model):
         for batch in batches:
             adversarial = attacker(batch.images, batch.targets, "pgd", steps=10, alpha=alpha, random_start=True)
             both = [attacker.view(images).cpu().double().softmax(1) for images in (batch.images, adversarial)]
@@ -130,7 +130,7 @@ def look(attacker: Attacker, batches: Iterable[Batch], seed: int) -> Seen:
     return Seen(*map(torch.cat, zip(*parts, strict=True)))
 
 
-class Diagnosis:
+class RobustOverfittingMonitor:
     """Measures what is memorised, and ends a run whose robust accuracy has fallen for good.
 
     Test images are watched and never used: neither best/ nor the end of a run depends on them.
@@ -152,7 +152,7 @@ class Diagnosis:
     @cached_property
     def _train(self) -> tuple[Split, np.ndarray]:
         """The training images, and their positions in the split; the same throughout a run."""
-        return some(self.engine.job.data.train, self.recipe.diagnose, self.engine.job.seed)
+        return some(self.engine.config.data.train, self.recipe.diagnose, self.engine.config.seed)
 
     def add(self, norm: Tensor) -> None:
         """Takes the norm of the parameters' gradient before a step; those that overflowed are left out."""
@@ -168,7 +168,7 @@ class Diagnosis:
         """
         if self.on:
             started = time.perf_counter()
-            with self.engine.counter.apart():
+            with self.engine.counter.paused():
                 found = self._measure(best=rows[-1]["best"])
             rows[-1]["diagnosis"] = {name: None if value is None else round(value, 6) for name, value in found.items()}
             rows[-1]["diagnosis_seconds"] = round(time.perf_counter() - started, 2)
@@ -177,7 +177,7 @@ class Diagnosis:
 
     def _measure(self, best: bool) -> dict[str, float | None]:
         engine, (part, positions) = self.engine, self._train
-        train, test = (self._look(split) for split in (part, engine.job.data.test))
+        train, test = (self._look(split) for split in (part, engine.config.data.test))
         index = torch.from_numpy(positions)[train.index]
         labels = engine.defense.soft_labels(*(t.to(engine.device) for t in (index, train.targets))).cpu().double()
         g = gradient_norms(train.adversarial, labels)
@@ -210,7 +210,7 @@ class Diagnosis:
         batch_size = max(self.recipe.batch_size, 250)
         n = min(self.recipe.diagnose, len(split))
         batches = make_eval_loader(split, batch_size=batch_size, device=self.engine.device, n_examples=n)
-        return look(self.engine.checker, batches, self.engine.job.seed)
+        return look(self.engine.checker, batches, self.engine.config.seed)
 
     def _judge(self, rows: list[dict[str, Any]], checked: Tensor) -> None:
         """Records the event that ends the run, where the last epochs give reason."""
