@@ -1,4 +1,4 @@
-"""Fills the generated parts of README.md and of the method cards, from committed records and options.
+"""Generated parts of README.md, of the benchmarks' pages and of the method cards, from committed records and options.
 
     python examples/results/tables.py [--check]
 
@@ -405,7 +405,8 @@ def filled(text: str) -> str:
 
 
 def pages() -> list[Path]:
-    return [ROOT / "README.md", ROOT / "examples/cifar10/README.md", *sorted((ROOT / "plugins").glob("*/README.md"))]
+    examples = [ROOT / "examples" / folder / "README.md" for folder in ("benchmarks", "cifar10")]
+    return [ROOT / "README.md", *examples, *sorted((ROOT / "plugins").glob("*/README.md"))]
 
 
 def main() -> None:
