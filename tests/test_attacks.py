@@ -220,11 +220,11 @@ def test_project_is_the_nearest_point():
     assert torch.allclose(project(far, images, ball), images + torch.tensor([[[[0.2, -0.15]]]]))
 
 
-@pytest.mark.parametrize("reach", [0.5, 1.0, 2.5])
+@pytest.mark.parametrize("eps_multiplier", [0.5, 1.0, 2.5])
 @pytest.mark.parametrize("threat", [LINF, L2], ids=str)
 def test_reach_is_the_balls_radius(small_model, images, targets, threat, eps_multiplier):
     images = images / 5 + 0.3  # far enough from 0 and 1
-    settings = {} if eps_multiplier == 1 else {"reach": eps_multiplier}
+    settings = {} if eps_multiplier == 1 else {"eps_multiplier": eps_multiplier}
     delta = Attacker(small_model, threat)(images, targets, Rude, value=7.0, **settings) - images
     size = delta.abs().amax((1, 2, 3)) if threat.norm == "Linf" else delta.flatten(1).norm(dim=1)
     assert torch.allclose(size, torch.full((6,), eps_multiplier * threat.eps), rtol=1e-4)

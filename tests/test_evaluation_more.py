@@ -608,7 +608,7 @@ def test_a_killed_curve_goes_on(shared_run, monkeypatch):
             raise KeyboardInterrupt
         return run(*parts, **settings)
 
-    monkeypatch.setattr(curve_module, "verdicts_of", killed)
+    monkeypatch.setattr(curve_module, "robust_correct_of", killed)
     with pytest.raises(KeyboardInterrupt):
         measuring.curve([shared_run], **settings)
     with pytest.raises(UserError, match="differs in seed .*pass --restart"):

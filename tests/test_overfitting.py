@@ -292,7 +292,7 @@ def test_looks_take_less_than_their_share_of_a_run(train_small, engines, monkeyp
         finally:
             spent.append(counter.passes)
 
-    monkeypatch.setattr(CatastrophicOverfittingMonitor, "look", counted)
+    monkeypatch.setattr(CatastrophicOverfittingMonitor, "probe", counted)
     recipe = {"watch_examples": 2, "check_attack": "pgd-1-1"}
     result = train_small(epochs=9, recipe_args=recipe)
     counter = engines[-1].counter

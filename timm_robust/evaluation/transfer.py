@@ -135,10 +135,10 @@ def _transferable(attack: str) -> AttackSpec:
 
 def _require_alike(name: str, source: nn.Module, target: nn.Module, images: Tensor, num_classes: int) -> None:
     """Refuses a source for images or classes that are not the target's."""
-    records = [getattr(model, "record", None) for model in (source, target)]
-    if all(records):
+    configs = [getattr(model, "config", None) for model in (source, target)]
+    if all(configs):
         for what, field in (("image size", "image_size"), ("number of channels", "in_chans")):
-            its, wanted = (getattr(record, field) for record in records)
+            its, wanted = (getattr(config, field) for config in configs)
             if its != wanted:
                 raise UserError(f"source {name!r} has {what} {its}, the target {wanted}: expected the same for both")
     found = _classes(source, images, f"source {name!r}")
