@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import timm_robust
+from tests.support import SMALL
 from timm_robust.attacks.attacker import Attacker
 from timm_robust.data import load_data, make_eval_loader, make_train_loader
 from timm_robust.evaluation.autoattack import run_autoattack
@@ -19,12 +20,11 @@ from timm_robust.threat import Threat, make_threat
 from timm_robust.training.accelerator import FP16_GRADIENT_SCALE
 from timm_robust.training.engine import Engine
 
-from .conftest import SMALL
-
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
+
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

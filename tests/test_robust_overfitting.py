@@ -6,7 +6,7 @@ import importlib
 
 import pytest
 
-from .conftest import SCRIPTS
+from tests.support import SCRIPTS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 

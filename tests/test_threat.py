@@ -1,3 +1,5 @@
+"""Threats: radii as they are written, and defaults."""
+
 from __future__ import annotations
 
 from fractions import Fraction
@@ -5,7 +7,7 @@ from fractions import Fraction
 import pytest
 
 from timm_robust.errors import UserError
-from timm_robust.threat import make_threat, parse_eps
+from timm_robust.threat import EVALUATION_NORMS, make_threat, parse_eps
 
 
 @pytest.mark.parametrize(
@@ -49,5 +51,12 @@ def test_defaults():
     assert str(make_threat(image_size=65)) == "Linf 4/255"
     assert str(make_threat("l2", image_size=32)) == "L2 0.5"
     assert make_threat("L2", 3, image_size=224).eps == 3
+    with pytest.raises(UserError, match="unknown norm 'L1'"):
+        make_threat("L1", image_size=32)
+
+
+def test_l1_is_for_evaluation():
+    assert make_threat("l1", image_size=32, norms=EVALUATION_NORMS).eps == 12
+    assert make_threat("L1", image_size=224, norms=EVALUATION_NORMS).eps == 60
     with pytest.raises(UserError, match="unknown norm 'L1'"):
         make_threat("L1", image_size=32)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,19 +29,3 @@ def make_folder(tmp_path: Path) -> Make:
         return tmp_path
 
     return make
-
-
-@pytest.fixture(scope="session")
-def cifar10(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Real CIFAR-10 as an image folder: all of it, or a random quarter of training where it has to be unpacked."""
-    if folder := os.environ.get("TIMM_ROBUST_CIFAR10"):
-        return Path(folder)
-    archives = Path(__file__).parents[3] / "shared" / "data" / "cifar10"
-    parts = [archives / "train-0.zip", archives / "test.zip"]
-    if not all(part.is_file() for part in parts):
-        pytest.skip("no CIFAR-10: set TIMM_ROBUST_CIFAR10 to an image folder with train/ and test/")
-    root = tmp_path_factory.mktemp("cifar10")
-    for part in parts:
-        with zipfile.ZipFile(part) as archive:
-            archive.extractall(root)
-    return root

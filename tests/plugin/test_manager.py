@@ -9,20 +9,14 @@ from typing import Any
 
 import pytest
 
+from tests.plugin.conftest import GOOD, Install
+from tests.support import discover
 from timm_robust.errors import PluginError, UserError
 from timm_robust.plugin import DefenseSpec, ModelsSpec, Reference, get_manager, hookimpl
 from timm_robust.plugin.errors import PluginConflict
 from timm_robust.plugin.manager import DISABLE, LOAD, STRICT, PluginManager
 
-from .conftest import GOOD, Install
-
 OTHER = GOOD.replace("spec()", "spec('bar')")
-
-
-def discover() -> PluginManager:
-    manager = PluginManager()
-    manager.discover()
-    return manager
 
 
 def make_spec(**changes: Any) -> DefenseSpec:
@@ -431,56 +425,6 @@ def test_register_models(install: Install, caplog: pytest.LogCaptureFixture) -> 
     assert failure.error == "importing 'fake_timm_robust_bar_bar_nets' does not register fake_net19 with timm"
     assert [row["status"] for row in manager.report()] == ["failed", "active"]
     assert len(caplog.records) == 1
-
-
-OBSERVERS = """
-@hookimpl
-def timm_robust_run_start(run):
-    run.append("foo starts")
-
-@hookimpl
-def timm_robust_epoch_end(epoch, run):
-    run.append(f"foo {epoch}")
-    if epoch == 1:
-        raise OSError("disk full")
-
-@hookimpl
-def timm_robust_run_end(result, run):
-    run.append(f"foo {result}")
-"""
-
-
-def observe(manager: PluginManager) -> tuple[list[str], Any]:
-    """What a run of three epochs hears; the run is the list that observers write to."""
-    heard: Any = []
-    observers = manager.observers()
-    observers.run_start(heard)
-    for epoch in range(3):
-        observers.epoch_end(heard, epoch, {"loss": 1.0})
-    observers.run_end(heard, "done")
-    return heard, observers
-
-
-def test_observers_are_shielded(
-    install: Install, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    install(OBSERVERS)
-    install(OBSERVERS.replace("epoch == 1", "False").replace("foo", "bar"), distribution="timm-robust-bar", entry="bar")
-    manager = discover()
-    assert {row["kind"] for row in manager.report()} == {"observer"}
-    heard, observers = observe(manager)
-    assert heard == ["bar starts", "foo starts", "bar 0", "foo 0", "bar 1", "foo 1", "bar 2", "bar done"]
-    (failure,) = observers.failed
-    assert str(failure) == "timm-robust-foo 0.2 failed at observe: OSError: disk full"
-    assert [record.getMessage() for record in caplog.records] == [
-        f"{failure} (plugin 'foo' is switched off for the rest of the run)"
-    ]
-    # the next run hears it again
-    assert observe(manager)[0] == heard
-
-    monkeypatch.setenv(STRICT, "1")
-    with pytest.raises(OSError, match="disk full"):
-        observe(discover())
 
 
 FILE = """
