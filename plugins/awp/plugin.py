@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
-from timm_robust.plugin import ModifierSpec, Reference, hookimpl
+from timm_robust.plugin import ModifierSpec, RecipeSpec, Reference, hookimpl
+
+from .recipes import RECIPES
 
 
 @hookimpl
@@ -21,3 +23,8 @@ def timm_robust_modifiers() -> Iterator[ModifierSpec]:
         target="timm_robust_plugins.awp.awp:AWP",
         config="timm_robust_plugins.awp.options:AwpOptions",
     )
+
+
+@hookimpl
+def timm_robust_recipes() -> Iterable[RecipeSpec]:
+    return RECIPES

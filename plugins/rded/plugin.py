@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
-from timm_robust.plugin import DefenseSpec, DistillerSpec, Reference, hookimpl
+from timm_robust.plugin import DefenseSpec, DistillerSpec, RecipeSpec, Reference, hookimpl
+
+from .recipes import RECIPES
 
 PAPER = Reference(
     title="On the Diversity and Realism of Distilled Dataset: An Efficient Dataset Distillation Paradigm",
@@ -37,3 +39,8 @@ def timm_robust_defenses() -> Iterator[DefenseSpec]:
         config="timm_robust_plugins.rded.options:StudentOptions",
         teachers={"observer": "standard"},
     )
+
+
+@hookimpl
+def timm_robust_recipes() -> Iterable[RecipeSpec]:
+    return RECIPES

@@ -1,11 +1,19 @@
-"""What a plugin author imports; see `hookspecs.py` for the hooks and `spec.py` for the records that they yield."""
+"""What a plugin author imports; see `hookspecs.py` for the hooks and `spec.py` for the specs that they yield."""
 
 from __future__ import annotations
 
 from timm_robust.options import Options, bn_option, option
 from timm_robust.plugin.hookspecs import hookimpl
 from timm_robust.plugin.manager import get_manager
-from timm_robust.plugin.spec import API_VERSION, DefenseSpec, DistillerSpec, ModelsSpec, ModifierSpec, Reference
+from timm_robust.plugin.spec import (
+    API_VERSION,
+    DefenseSpec,
+    DistillerSpec,
+    ModelsSpec,
+    ModifierSpec,
+    RecipeSpec,
+    Reference,
+)
 
 __all__ = [
     "API_VERSION",
@@ -14,6 +22,7 @@ __all__ = [
     "ModelsSpec",
     "ModifierSpec",
     "Options",
+    "RecipeSpec",
     "Reference",
     "bn_option",
     "get_manager",
