@@ -13,7 +13,7 @@ from .recipes import RECIPES
 def timm_robust_defenses() -> Iterator[DefenseSpec]:
     yield DefenseSpec(
         name="atas",
-        summary="FGSM from carried perturbations, each sample's step small where its gradient is large",
+        summary="FGSM from carried-over perturbations, each sample's step smaller where its gradient is larger",
         reference=Reference(
             title="Fast Adversarial Training with Adaptive Step Size", arxiv="2206.02417", venue="IEEE TIP 2023"
         ),

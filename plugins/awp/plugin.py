@@ -13,7 +13,7 @@ from .recipes import RECIPES
 def timm_robust_modifiers() -> Iterator[ModifierSpec]:
     yield ModifierSpec(
         name="awp",
-        summary="takes each update's gradient where a step up the loss has moved the weights",
+        summary="computes each update's gradient at weights perturbed by a step that increases the loss",
         reference=Reference(
             title="Adversarial Weight Perturbation Helps Robust Generalization",
             arxiv="2004.05884",

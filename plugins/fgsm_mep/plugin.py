@@ -13,7 +13,7 @@ from .recipes import RECIPES
 def timm_robust_defenses() -> Iterator[DefenseSpec]:
     yield DefenseSpec(
         name="fgsm-mep",
-        summary="FGSM from each sample's perturbation of earlier epochs, with logits held together at start and end",
+        summary="FGSM from each sample's perturbation of earlier epochs, with start and end logits kept close",
         reference=Reference(
             title="Prior-Guided Adversarial Initialization for Fast Adversarial Training",
             arxiv="2207.08859",

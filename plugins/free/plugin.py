@@ -13,7 +13,7 @@ from .recipes import RECIPES
 def timm_robust_defenses() -> Iterator[DefenseSpec]:
     yield DefenseSpec(
         name="free",
-        summary="each batch several times, each backward updates weights and perturbation: no pass for the attack",
+        summary="replays each batch; each backward updates weights and perturbation, so the attack costs no pass",
         reference=Reference(title="Adversarial Training for Free!", arxiv="1904.12843", venue="NeurIPS 2019"),
         api_version=1,
         target="timm_robust_plugins.free.free:Free",

@@ -13,7 +13,7 @@ from .recipes import RECIPES
 def timm_robust_defenses() -> Iterator[DefenseSpec]:
     yield DefenseSpec(
         name="gat",
-        summary="clean loss plus the distance of the predictions, one step guided by that distance every other time",
+        summary="clean loss plus distance of predictions; one attack step, guided by that distance every other batch",
         reference=Reference(
             title="Guided Adversarial Attack for Evaluating and Enhancing Adversarial Defenses",
             arxiv="2011.14969",

@@ -13,7 +13,7 @@ from .recipes import RECIPES
 def timm_robust_defenses() -> Iterator[DefenseSpec]:
     yield DefenseSpec(
         name="gradalign",
-        summary="FGSM training plus a penalty that keeps gradients inside the ball aligned: one step stays enough",
+        summary="FGSM training plus a penalty that keeps input gradients aligned within the ball, against collapse",
         reference=Reference(
             title="Understanding and Improving Fast Adversarial Training", arxiv="2007.02617", venue="NeurIPS 2020"
         ),

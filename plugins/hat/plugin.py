@@ -13,7 +13,7 @@ from .recipes import RECIPES
 def timm_robust_defenses() -> Iterator[DefenseSpec]:
     yield DefenseSpec(
         name="hat",
-        summary="trades, and images beyond the ball that a standard network labels, so that margins stay small",
+        summary="TRADES plus images beyond the ball, labelled by a standard network, against excessive margins",
         reference=Reference(
             title="Reducing Excessive Margin to Achieve a Better Accuracy vs. Robustness Trade-off",
             url="https://openreview.net/forum?id=Azh9QBQ4tR7",

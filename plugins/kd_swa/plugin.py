@@ -13,7 +13,7 @@ from .recipes import RECIPES
 def timm_robust_defenses() -> Iterator[DefenseSpec]:
     yield DefenseSpec(
         name="kd-swa",
-        summary="pgd that learns from a standard and a robust teacher too; meant to go with --modifier swa",
+        summary="PGD training with distillation from a standard and a robust teacher; use with --modifier swa",
         reference=Reference(
             title="Robust Overfitting may be mitigated by properly learned smoothening",
             url="https://openreview.net/forum?id=qZzy5urZw9",

@@ -13,7 +13,7 @@ from .recipes import RECIPES
 def timm_robust_defenses() -> Iterator[DefenseSpec]:
     yield DefenseSpec(
         name="mart",
-        summary="cross-entropy with a margin on adversarial images, plus a divergence that counts most where wrong",
+        summary="cross-entropy with a margin on adversarial images, plus a divergence weighted to misclassified ones",
         reference=Reference(
             title="Improving Adversarial Robustness Requires Revisiting Misclassified Examples",
             url="https://openreview.net/forum?id=rklOg6EFwS",

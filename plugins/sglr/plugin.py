@@ -13,7 +13,7 @@ from .recipes import RECIPES
 def timm_robust_defenses() -> Iterator[DefenseSpec]:
     yield DefenseSpec(
         name="sglr",
-        summary="PGD, TRADES or MART training on labels that each sample's own averaged predictions refine",
+        summary="PGD, TRADES or MART training on labels refined by each sample's averaged predictions",
         reference=Reference(
             title="Soften to Defend: Towards Adversarial Robustness via Self-Guided Label Refinement",
             arxiv="2403.09101",

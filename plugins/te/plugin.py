@@ -13,7 +13,7 @@ from .recipes import RECIPES
 def timm_robust_defenses() -> Iterator[DefenseSpec]:
     yield DefenseSpec(
         name="te",
-        summary="PGD or TRADES training that late in the run holds predictions near each sample's averaged clean one",
+        summary="PGD or TRADES training, later with a penalty on the distance to each sample's averaged prediction",
         reference=Reference(
             title="Exploring Memorization in Adversarial Training", arxiv="2106.01606", venue="ICLR 2022"
         ),
