@@ -32,11 +32,12 @@ from timm_robust.data.batch import Batch, View
 from timm_robust.defense import Defense, Perturbed, StepOutput, TrainContext
 from timm_robust.errors import PluginError, UserError
 from timm_robust.evaluation.attack_spec import parse_attack
+from timm_robust.models.activations import canonical_name
 from timm_robust.models.factory import build_like, build_model
 from timm_robust.models.pixel_model import PixelModel
 from timm_robust.options import describe, parse_options, to_dict
 from timm_robust.plugin import get_manager
-from timm_robust.recipes.check import recipe_values, require_use
+from timm_robust.recipes.check import parse_use, recipe_values
 from timm_robust.recipes.presets import all_recipes, find_recipe, make_recipe, recommendations
 from timm_robust.threat import make_threat
 from timm_robust.training.optim import Schedule
@@ -384,7 +385,8 @@ def check_recipe(name: str) -> None:
     spec = find_recipe(name).spec
     try:
         recipe_values(spec)
-        require_use(spec)
+        for activation in parse_use(spec).get("--activation", []):
+            canonical_name(activation)
         recipe = make_recipe(name, {}, {})
         Schedule(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=recipe.lr), recipe, steps_per_epoch=1)
         parse_attack(recipe.check_attack)

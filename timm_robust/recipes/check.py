@@ -51,45 +51,58 @@ def recommended_values(spec: DefenseSpec) -> tuple[dict[str, Any], str | None]:
     return _settings(settings, f"method {spec.name!r} recommends", others=("activation",)), activation
 
 
-def require_use(spec: RecipeSpec) -> None:
-    """Refuses a `use` that cannot be typed: its method, modifiers and options must exist, and it names the recipe.
+def parse_use(spec: RecipeSpec) -> dict[str, list[str]]:
+    """Options of a recipe's `use` with their values; methods, modifiers, their options and settings must exist.
 
     Raises:
-        PluginError: what is wrong with it.
+        PluginError: `use` cannot be typed, or does not name the recipe.
     """
     if not spec.use:
-        return
+        return {}
+    owner = f"use of recipe {spec.name!r}"
     given: dict[str, list[str]] = {}
-    for word in shlex.split(spec.use):
+    try:
+        words = shlex.split(spec.use)
+    except ValueError as error:
+        raise PluginError(f"{owner} is not valid: {error}") from None
+    for word in words:
         if word.startswith("-"):
+            if word not in USABLE:
+                raise PluginError(f"{owner} has {word!r}: expected some of {', '.join(USABLE)}")
             values = given.setdefault(word, [])
         elif given:
             values.append(word)
         else:
-            raise PluginError(f"use of recipe {spec.name!r} begins with {word!r}: expected an option such as --method")
-    for option in given:
-        if option not in USABLE:
-            raise PluginError(f"use of recipe {spec.name!r} has {option!r}: expected some of {', '.join(USABLE)}")
+            raise PluginError(f"{owner} begins with {word!r}: expected an option such as --method")
     if given.get("--recipe") != [spec.name]:
-        raise PluginError(f"use of recipe {spec.name!r} does not name it: expected --recipe {spec.name}")
+        raise PluginError(f"{owner} does not name it: expected --recipe {spec.name}")
     try:
-        _parse_use(given)
-        _settings(_pairs(given.get("--set", [])), f"use of recipe {spec.name!r} sets")
+        _require_options(given)
+        _settings(_pairs(given.get("--set", [])), f"{owner} sets")
     except UserError as error:
-        raise PluginError(f"use of recipe {spec.name!r} is not valid: {error}") from None
+        raise PluginError(f"{owner} is not valid: {error}") from None
+    return given
 
 
-def _parse_use(given: Mapping[str, list[str]]) -> None:
-    """Looks up methods and modifiers, and parses their options."""
+def _require_options(given: Mapping[str, list[str]]) -> None:
+    """Looks up methods and modifiers, and parses their options.
+
+    Raises:
+        UserError: one of them does not exist, or an option belongs to none of them.
+    """
     manager = get_manager()
-    options = _pairs([*given.get("--option", []), *given.get("-o", [])])
+    options: dict[str, dict[str, str]] = {}
+    for name, value in _pairs([*given.get("--option", []), *given.get("-o", [])]).items():
+        prefix, _, option = name.rpartition(".")
+        options.setdefault(prefix, {})[option] = value
     for method in given.get("--method", []):
-        own = {name: value for name, value in options.items() if "." not in name}
-        parse_options(manager.load_config(method), own, owner=f"method {method!r}")
+        parse_options(manager.load_config(method), options.pop("", {}), owner=f"method {method!r}")
     for modifier in given.get("--modifier", []):
-        prefix = f"{modifier}."
-        own = {name[len(prefix) :]: value for name, value in options.items() if name.startswith(prefix)}
-        parse_options(manager.load_config(modifier, ModifierSpec), own, owner=f"modifier {modifier!r}")
+        config = manager.load_config(modifier, ModifierSpec)
+        parse_options(config, options.pop(modifier, {}), owner=f"modifier {modifier!r}")
+    for prefix, unclaimed in options.items():
+        missing = f"--modifier {prefix}" if prefix else "--method"
+        raise UserError(f"option {next(iter(unclaimed))!r} belongs to no method or modifier in it: add {missing}")
 
 
 def _pairs(items: list[str]) -> dict[str, str]:
