@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from timm_robust.options import Options, bn_option, option
+from timm_robust.options import ONE_STEP, Options, bn_option, option, start_option, step_option, steps_option
 from timm_robust.plugin.hookspecs import hookimpl
 from timm_robust.plugin.manager import get_manager
 from timm_robust.plugin.spec import API_VERSION, DefenseSpec, DistillerSpec, ModelsSpec, ModifierSpec, Reference
 
 __all__ = [
     "API_VERSION",
+    "ONE_STEP",
     "DefenseSpec",
     "DistillerSpec",
     "ModelsSpec",
@@ -19,4 +20,7 @@ __all__ = [
     "get_manager",
     "hookimpl",
     "option",
+    "start_option",
+    "step_option",
+    "steps_option",
 ]
