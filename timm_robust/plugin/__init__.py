@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from timm_robust.options import Options, bn_option, option
+from timm_robust.options import ONE_STEP, Options, bn_option, option, start_option, step_option, steps_option
 from timm_robust.plugin.hookspecs import hookimpl
 from timm_robust.plugin.manager import get_manager
 from timm_robust.plugin.spec import (
@@ -17,6 +17,7 @@ from timm_robust.plugin.spec import (
 
 __all__ = [
     "API_VERSION",
+    "ONE_STEP",
     "DefenseSpec",
     "DistillerSpec",
     "ModelsSpec",
@@ -28,4 +29,7 @@ __all__ = [
     "get_manager",
     "hookimpl",
     "option",
+    "start_option",
+    "step_option",
+    "steps_option",
 ]
