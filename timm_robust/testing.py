@@ -87,7 +87,6 @@ class Bench:
         manager = get_manager()
         manager.register_models()
         found = manager.defense(method)
-        spec = found.spec
         options = parse_options(manager.load_config(method), method_args or {}, owner=f"method {method!r}")
         recommends, activation = recommendations(found)
         name, kwargs = NETWORKS[network]
