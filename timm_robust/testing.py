@@ -85,6 +85,7 @@ class Bench:
         """Builds everything from a fixed seed."""
         torch.manual_seed(0)
         manager = get_manager()
+        manager.register_models()
         found = manager.defense(method)
         options = parse_options(manager.load_config(method), method_args or {}, owner=f"method {method!r}")
         recommends, activation = recommendations(found)

@@ -19,6 +19,8 @@ from timm_robust.utils.files import kept_in, require_place, write_result
 from timm_robust.utils.progress import Display
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from timm_robust.evaluation.corruptions import Corruptions
     from timm_robust.evaluation.curve import Curve
     from timm_robust.evaluation.masking import Check
@@ -173,21 +175,27 @@ def transfer(
 
     The data and the threat are the target's. Other arguments as for `curve`.
     """
+    from timm_robust.data.class_order import match_classes
     from timm_robust.evaluation.transfer import transfer as run
+    from timm_robust.models.class_order import ClassAlignedModel
     from timm_robust.runs.checkpoint import load, read_metadata
 
     require_place(json)
     subject = _sound(target, data, **where)
     device = next(subject.model.parameters()).device
-    wanted = subject.metadata.get("data", {}).get("class_names")
+    models: dict[str, nn.Module] = {}
     for source in sources:
-        names = read_metadata(source).get("data", {}).get("class_names")
-        if names and wanted and len(names) == len(wanted) and names != wanted:
-            one, other = next(pair for pair in zip(names, wanted, strict=True) if pair[0] != pair[1])
-            raise UserError(
-                f"source {str(source)!r} has class {one!r} where the target has {other!r}: expected the same"
-            )
-    models = {str(source): load(source, device=device) for source in sources}
+        metadata = read_metadata(source)
+        numbers = match_classes(
+            (metadata.get("data") or {}).get("class_names"),
+            (subject.metadata.get("data") or {}).get("class_names"),
+            owner=f"source {str(source)!r}",
+            data=f"target {str(target)!r}",
+            remedy="expected networks of the same classes",
+        )
+        model = load(source, device=device)
+        same = numbers in (None, list(range(metadata["model"]["num_classes"])))
+        models[str(source)] = model if same else ClassAlignedModel(model, numbers).eval()
     with Display(quiet).measuring() as tell:
         found = run(
             subject.model,

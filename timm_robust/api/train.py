@@ -192,6 +192,7 @@ def train(
     for measure in (check, *map(parse_attack, test_attacks)):
         require_possible(measure, threat, bundle.num_classes)
     bundle = with_label_noise(bundle, settings.label_noise, seed)
+    manager.register_models()
     _seed(seed)
     network = build_model(
         model,

@@ -16,10 +16,6 @@ ORDER, TABLE, SAMPLE, FIXED = 0, 1, 2, 3
 # Those of draws for each sample, and of the permutations of a mixture.
 CORNERS, BATCHED, REAL, EXTRA = 4, 5, 6, 7
 
-CROPPED = ("crop-flip", "crop", "cutout")
-FLIPPED = ("crop-flip", "flip", "cutout", "inception")
-"""Augmentations with a random crop of the padded image, and with a mirror."""
-
 
 def stream(seed: int, epoch: int, *key: int) -> np.random.Generator:
     """The random stream of (seed, epoch, key); it depends on nothing else, so a resumed run draws the same."""

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from timm_robust.data.images import SMALL, Images, SomeImages, native_size
-from timm_robust.data.raw import RawData, RawSplit
-from timm_robust.data.sources import read_source
+from timm_robust.data.raw import Distilled, RawData, RawSplit
+from timm_robust.data.read import read_source
 from timm_robust.data.split import evaluation_order, held_out_size, hold_out
 from timm_robust.data.streaming import Progress, decode_all
 from timm_robust.errors import UserError
-
-if TYPE_CHECKING:
-    from timm_robust.data.distilled import Distilled
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -18,9 +18,7 @@ from timm_robust.data import idbh
 from timm_robust.data.augment import (
     BATCHED,
     CORNERS,
-    CROPPED,
     FIXED,
-    FLIPPED,
     ORDER,
     below,
     blank,
@@ -33,13 +31,13 @@ from timm_robust.data.augment import (
     stream,
     uniforms,
 )
+from timm_robust.data.augmentations import AUGMENTATIONS, CROPPED, FLIPPED
 from timm_robust.data.batch import Batch, View
 from timm_robust.data.bundle import Extra, Split
 from timm_robust.data.images import ChainedImages, SomeImages
 from timm_robust.data.mixing import count_steps, extra_count, mixed_order
 from timm_robust.data.streaming import AugmentSettings, Stream
 from timm_robust.errors import UserError, unknown
-from timm_robust.recipes.recipe import AUGMENTATIONS
 
 
 class TrainLoader(Protocol):

@@ -1,4 +1,4 @@
-"""Names, folders, files and Python objects -> the raw splits behind them. Nothing is held out or scaled here."""
+"""Readers of folders, files and Python objects: each returns the raw splits; nothing is held out or scaled here."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,75 +16,10 @@ from timm_robust.data.arrays import to_labels, to_pixels
 from timm_robust.data.images import ArrayImages, DatasetImages, FileImages, Unreadable
 from timm_robust.data.raw import RawData, RawSplit
 from timm_robust.data.split import hold_out
-from timm_robust.errors import UserError, nearest, unknown
-
-if TYPE_CHECKING:
-    pass
+from timm_robust.errors import UserError, unknown
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 VALIDATION_FOLDERS = ("val", "validation", "valid")
-
-
-def read_source(
-    data: Any,
-    *,
-    data_dir: str | os.PathLike[str] | None = None,
-    download: bool = False,
-    limit_bytes: int = 4 * 2**30,
-    test_only: bool = False,
-) -> RawData:
-    """What `data` stands for; see `timm_robust.data.load_data` for all that it may be.
-
-    Args:
-        test_only: take a folder without train/ too; all its splits are the test split, which nobody must train on.
-
-    Raises:
-        UserError: nothing of that name, or not in the expected form.
-    """
-    if not isinstance(data, (str, os.PathLike)):
-        return from_python(data)
-    from timm_robust.data import distilled, timm_sets
-
-    text = os.fspath(data)
-    path = Path(text).expanduser()
-    if text == "digits":
-        return digits()
-    if timm_sets.is_timm_name(text):
-        return timm_sets.from_timm(text, data_dir, download, limit_bytes)
-    if path.is_dir():
-        if record := distilled.read_record(path):
-            return distilled.from_distilled(path, text, record, data_dir, download, limit_bytes)
-        return from_folder(path, name=text, test_only=test_only)
-    if path.is_file() and path.suffix.lower() == ".npz":
-        return from_npz(path, name=text)
-    if path.exists():
-        raise UserError(f"data {text!r} is a file of another kind: expected a folder with train/ and test/, or a .npz")
-    raise not_found("data", text)
-
-
-def is_known(name: str) -> bool:
-    """Whether it names a data set and not a path."""
-    from timm_robust.data import timm_sets
-
-    return name == "digits" or timm_sets.is_timm_name(name)
-
-
-def not_found(what: str, name: str) -> UserError:
-    """The error for a path or name that is not there; `what` says what for ("data")."""
-    from timm_robust.data import timm_sets
-
-    beside = [str(Path(name).parent / entry) for entry in _entries(Path(name).expanduser().parent)]
-    known = ["digits", *timm_sets.TORCH_SETS]
-    close = [one for one in known if one.split("/")[-1] == name.lower()] or nearest(name, [*known, *beside], n=1)
-    hint = f"did you mean {close[0]}?" if close else "expected digits, an image folder, a .npz file or a timm data set"
-    return UserError(f"{what} {name!r} is neither an existing path nor a known data set: {hint}")
-
-
-def _entries(folder: Path) -> list[str]:
-    try:
-        return sorted(os.listdir(folder))[:1000]
-    except OSError:
-        return []
 
 
 def digits() -> RawData:

@@ -14,7 +14,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from timm_robust.data.augment import FLIPPED, SAMPLE, apply_box, inception_box, stream
+from timm_robust.data.augment import SAMPLE, apply_box, inception_box, stream
+from timm_robust.data.augmentations import FLIPPED
 from timm_robust.data.batch import View
 from timm_robust.data.images import ArrayImages, Images, Unreadable, available_cpus, fit
 from timm_robust.errors import UserError

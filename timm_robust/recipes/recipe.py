@@ -8,15 +8,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from timm_robust.data.augmentations import AUGMENTATIONS
 from timm_robust.errors import UserError
 from timm_robust.options import option
 
 SCHEDULES = ("onecycle", "cyclic", "cosine", "step", "multistep", "piecewise", "constant")
 ANSWERS = ("warn", "stop", "restore", "escalate")
-AUGMENTATIONS = (
-    *("crop-flip", "crop", "flip", "none", "inception", "cutout"),
-    *("idbh", "idbh-weak", "idbh-strong", "idbh-svhn"),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
