@@ -16,11 +16,9 @@ def test_checkpoints_of_other_data_are_not_mixed(shared_run, tmp_path):
     import shutil
 
     metadata = json.loads((shared_run / "best/model.json").read_text())
-    for name, change in (("data", {"name": str(tmp_path)}), ("classes", {"class_names": [*"abcdefghij"]})):
-        shutil.copytree(shared_run / "best", tmp_path / name)
-        (tmp_path / name / "model.json").write_text(json.dumps({**metadata, "data": {**metadata["data"], **change}}))
-    with pytest.raises(UserError, match="source '.*classes' has class 'a' where the target has '0'"):
-        measuring.transfer(shared_run, [tmp_path / "classes"], n_examples=5, quiet=True)
+    shutil.copytree(shared_run / "best", tmp_path / "data")
+    changed = {**metadata, "data": {**metadata["data"], "name": str(tmp_path)}}
+    (tmp_path / "data/model.json").write_text(json.dumps(changed))
     for label in range(10):
         for file in ("train/{}/0.png", "train/{}/1.png", "test/{}/0.png"):
             place = tmp_path / file.format(label)
@@ -30,6 +28,32 @@ def test_checkpoints_of_other_data_are_not_mixed(shared_run, tmp_path):
         measuring.curve([shared_run, tmp_path / "data"], eps_values=[0], n_examples=5, quiet=True)
     found = measuring.curve([shared_run, tmp_path / "data"], "digits", eps_values=[0], n_examples=5, quiet=True)
     assert len(found) == 2
+
+
+def test_sources_of_a_transfer_are_matched_by_name(shared_run, tmp_path):
+    """One network under other names: in another order, in none, and as others."""
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    metadata, letters = json.loads((shared_run / "best/model.json").read_text()), [*"abcdefghij"]
+    names = {"target": letters, "none": [str(n) for n in range(10)], "others": [*letters[:9], "k"]}
+    for name, its in {**names, "turned": letters[::-1]}.items():
+        shutil.copytree(shared_run / "best", tmp_path / name)
+        changed = {**metadata, "data": {**metadata["data"], "class_names": its}}
+        (tmp_path / name / "model.json").write_text(json.dumps(changed))
+    weights = load_file(tmp_path / "turned/model.safetensors")
+    for key in ("fc.weight", "fc.bias"):
+        weights[key] = weights[key].flip(0).contiguous()
+    save_file(weights, tmp_path / "turned/model.safetensors")
+    settings = {"attack": "pgd-5-1", "n_examples": 40, "quiet": True}
+    target = tmp_path / "target"
+    for same in ("none", "turned"):
+        found = measuring.transfer(target, [target, tmp_path / same], "digits", **settings)
+        own, other = found.accuracies.values()
+        assert own == other < sum(found.clean) / 40
+    with pytest.raises(UserError, match="source '.*others' has 'k' where target '.*target' has 'j', and 0 more of 10"):
+        measuring.transfer(target, [tmp_path / "others"], "digits", **settings)
 
 
 def test_a_killed_curve_goes_on(shared_run, monkeypatch):
