@@ -40,13 +40,13 @@ def add_extra(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> DataBundle:
-    """The bundle with extra images to train on, at its image size and with its class numbers.
+    """The bundle with extra training images, at its image size and with its class numbers.
 
     Args:
-        bundle: the real data; validation and test splits stay as they are.
+        bundle: real data; validation and test splits stay as they are.
         data: a folder `CLASS/*` or `train/CLASS/*`; an .npz with a pair of `NPZ_KEYS`; a data set by name, of which the
             training split is taken; a map-style data set, or a pair of tensors (images, labels).
-        share: of each batch, between 0 and 1.
+        share: share of each batch, between 0 and 1.
         data_dir, download, workers, progress: as in `load_data`.
 
     Raises:
@@ -70,7 +70,7 @@ def add_extra(
 def _read(
     data: Any, data_dir: str | os.PathLike[str] | None, download: bool
 ) -> tuple[str, RawSplit, tuple[str, ...] | None]:
-    """Name, images, and the names of their classes where they have some."""
+    """Name, images, and class names if there are any."""
     if not isinstance(data, (str, os.PathLike)):
         names = getattr(data, "classes", None)
         label = "arrays" if isinstance(data, (tuple, list)) else type(data).__name__
@@ -111,7 +111,7 @@ def _from_npz(path: Path, name: str) -> RawSplit:
 
 
 def _array(path: Path, archive: Any, key: str) -> np.ndarray:
-    """An array of an .npz: mapped from the disk where it is not compressed, else in memory."""
+    """An array of an .npz: memory-mapped if it is not compressed."""
     member = archive.zip.getinfo(f"{key}.npy")
     if member.compress_type != zipfile.ZIP_STORED:
         return archive[key]

@@ -16,7 +16,7 @@ OBSERVER = "observer"
 
 @dataclass(frozen=True)
 class RawSplit:
-    """Images as they are stored, and their class numbers, int64 [N]."""
+    """Images as stored, and their class numbers, int64 [N]."""
 
     images: Images
     labels: np.ndarray

@@ -1,4 +1,4 @@
-"""The smooth swap: replace every non-smooth activation of a built network, whatever family it is of.
+"""Smooth activations: replaces every non-smooth activation of a built network of any family.
 
 `act_layer=` cannot be relied on (many timm models refuse it, others keep ReLU in squeeze-excite, stems and gates), so
 the swap walks the finished module tree, and `nonsmooth.trace_nonsmooth` verifies it on the operators that really ran.
@@ -102,12 +102,12 @@ class ScaledActivation(nn.Module):
 
 @dataclass(frozen=True)
 class Activation:
-    """An activation that can be swapped in, by name."""
+    """Activation that can be swapped in."""
 
     make: Callable[[float], nn.Module]
     help: str
     parameter: float | None = None
-    """Default of the number that may follow the name after a colon; None where there is none."""
+    """Default of the number that may follow the name after a colon; None if it takes none."""
     backward_only: bool = False
 
 
@@ -132,15 +132,15 @@ ACTIVATIONS: dict[str, Activation] = {
 
 @dataclass(frozen=True, kw_only=True)
 class SwapReport:
-    """What a swap did."""
+    """Outcome of a swap."""
 
     activation: str
     replaced: dict[str, int] = field(default_factory=dict)
-    """`ReLU -> SiLU`: how many."""
+    """Number of replacements, by `ReLU -> SiLU`."""
     left: dict[str, str] = field(default_factory=dict)
-    """Path of a non-smooth module that stayed: why."""
+    """Reason, by path of a non-smooth module that stayed."""
     rescaled: int = 0
-    """Convolutions of a normaliser-free network whose gain follows the new activation."""
+    """Number of convolutions of a normaliser-free network whose gain was adapted to the new activation."""
 
 
 def canonical_name(name: str) -> str:
@@ -154,13 +154,14 @@ def canonical_name(name: str) -> str:
 
 
 def swap_activations(model: nn.Module, name: str) -> SwapReport:
-    """Replace all non-smooth activations in place, by walking the module tree.
+    """Replaces all non-smooth activations in place, by walking the module tree.
 
     Gates stay gates (Hardsigmoid -> Sigmoid) and what is smooth stays. Parameter-free activations change no key of the
     state dict. Swap before building the optimizer, and before EMA, DDP or compilation wrap the model.
 
     Args:
-        name: of `ACTIVATIONS`, with its parameter where it has one (`psoftplus:10`).
+        model: network.
+        name: name in `ACTIVATIONS`, optionally with its parameter (`psoftplus:10`).
 
     Raises:
         UserError: unknown name.
@@ -231,7 +232,7 @@ _OUT_OF_REACH = {
 
 
 class _Swap:
-    """One walk over a module tree, with what it replaced and left."""
+    """Walk over a module tree, with what it replaced and left."""
 
     def __init__(self, model: nn.Module, choice: Activation, parameter: float) -> None:
         self.choice, self.parameter = choice, parameter
@@ -271,7 +272,7 @@ class _Swap:
             parent._modules[name] = new
 
     def make(self, old: nn.Module) -> nn.Module | None:
-        """The module to take the place of `old`, None where it stays."""
+        """Replacement of `old`, None if it stays."""
         if self.choice.backward_only:
             new = self._chosen() if type(old) is nn.ReLU else None
         elif type(old).__name__ == "GammaAct":
@@ -289,7 +290,7 @@ class _Swap:
         return new
 
     def rescale_normaliser_free(self, model: nn.Module) -> int:
-        """Scaled convolutions carry the old activation's gain in their scale; give them the new one's."""
+        """Adapts scaled convolutions, whose scale includes the old activation's gain, to the new one."""
         count = 0
         for module in model.modules():
             scale = getattr(module, "scale", None)
@@ -306,7 +307,7 @@ class _Swap:
 
 
 def _smooth_form(old: nn.Module, chosen: Callable[[], nn.Module]) -> nn.Module | None:
-    """The smooth counterpart of a non-smooth activation; None for everything that stays."""
+    """Smooth counterpart of a non-smooth activation; None for everything that stays."""
     kind = type(old).__name__
     if kind in _SIGMOID:
         return nn.Sigmoid()  # a gate: it must stay between 0 and 1

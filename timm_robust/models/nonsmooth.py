@@ -23,13 +23,15 @@ class NonsmoothTrace:
 
 
 def trace_nonsmooth(model: nn.Module, images: torch.Tensor, train: bool = True) -> NonsmoothTrace:
-    """Count the non-smooth operators of one forward, at the level of torch's dispatcher: nothing can hide.
+    """Counts the non-smooth operators of one forward pass, at the level of torch's dispatcher: nothing can hide.
 
     Only operators on tensors that depend on the images count. The model is copied, so its statistics stay. A
     SmoothBackwardReLU shows as relu, which is what its forward is.
 
     Args:
+        model: network.
         images: [N, C, H, W]; the meta device is enough.
+        train: run in train mode.
     """
     model = copy.deepcopy(model).train(train).requires_grad_(False)
     counter = _Counter()

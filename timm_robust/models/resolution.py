@@ -28,9 +28,9 @@ class Level:
 
 
 def on_meta(create: Callable[..., nn.Module], **kwargs: Any) -> nn.Module:
-    """A model without storage, for shapes and operators at no cost.
+    """Model without storage, for shapes and operators at no cost.
 
-    Older timm computes with real numbers while it builds (drop-path rates); such models are made, then emptied.
+    Older timm computes with real numbers while it builds (drop-path rates); such models are built, then emptied.
     """
     try:
         with torch.device("meta"):
@@ -40,7 +40,7 @@ def on_meta(create: Callable[..., nn.Module], **kwargs: Any) -> nn.Module:
 
 
 def trace_levels(model: nn.Module, size: int, in_chans: int) -> list[Level]:
-    """The levels at which convolutions and poolings divide the resolution, first to last, in one forward at this size.
+    """Levels at which convolutions and poolings divide the resolution, first to last, in one forward at this size.
 
     Side paths that shrink further than the main path at the same depth (keys and values in attention) are left out.
     """
@@ -95,7 +95,7 @@ def skips_pixels(model: nn.Module, base: nn.Module) -> bool:
 
 
 def declared_stride(model: nn.Module) -> float:
-    """Total stride as timm's feature information has it, 0 where it says nothing."""
+    """Total stride in timm's feature information, 0 if it has none."""
     infos = getattr(model, "feature_info", None)
     return float(infos[-1].get("reduction", 0)) if isinstance(infos, list) and infos else 0.0
 
@@ -128,7 +128,10 @@ def last_side(model: nn.Module, size: int, in_chans: int, trust: bool = True) ->
     """Square root of the number of positions of the last feature map; the full forward must work too.
 
     Args:
-        trust: believe the shape that `forward_features` returns; otherwise take the smallest map of a convolution.
+        model: network.
+        size: side of the images in pixels.
+        in_chans: number of image channels.
+        trust: use the shape that `forward_features` returns; otherwise the smallest map of a convolution.
     """
     smallest = [size]
 

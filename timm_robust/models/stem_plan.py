@@ -39,7 +39,7 @@ Create = Callable[..., nn.Module]
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What fits a model to an image size: kwargs for `timm.create_model`, then surgery for `apply_stem`."""
+    """Changes that fit a model to an image size: kwargs for `timm.create_model`, then surgery for `apply_stem`."""
 
     kwargs: dict[str, Any] = field(default_factory=dict)
     surgery: dict[str, Any] = field(default_factory=dict)
@@ -64,16 +64,18 @@ def patch_for_tokens(image_size: int) -> int:
 def make_plan(
     create: Create, name: str, *, image_size: int, in_chans: int, small: bool, taken: Collection[str]
 ) -> Plan:
-    """The kwargs and the surgery that make a model take images of this size.
+    """Finds the kwargs and the surgery that make a model take images of this size.
 
     Args:
-        create: makes the bare model from extra kwargs, without pretrained weights.
-        name: for messages.
-        small: bring the resolution up (the small-image stem); otherwise only make the size fit.
-        taken: kwargs that the user set and that must not be given again.
+        create: function that creates the plain model from extra kwargs, without pretrained weights.
+        name: name of the model, for messages.
+        image_size: side in pixels.
+        in_chans: number of image channels.
+        small: raise the resolution of the feature maps (the small-image stem); otherwise only make the size fit.
+        taken: kwargs that are already set and must not be given again.
 
     Raises:
-        UserError: no way was found.
+        UserError: the model cannot be fitted.
     """
     shadow = _Shadow(create, name, in_chans)
     if not small:
@@ -108,7 +110,7 @@ def make_plan(
 
 
 class _Shadow:
-    """Trial copies of a model, on the meta device when it can run there, and what was learnt from them."""
+    """Trial copies of a model, on the meta device if it runs there, and what they showed."""
 
     def __init__(self, create: Create, name: str, in_chans: int) -> None:
         self.create, self.in_chans = create, in_chans
@@ -142,14 +144,14 @@ class _Shadow:
             return (on_meta(self.create, **kwargs) if self.device == "meta" else self.create(**kwargs)).eval()
 
     def make(self, kwargs: dict[str, Any]) -> nn.Module | None:
-        """A trial model, or None where it refuses these kwargs."""
+        """Trial model, or None if it refuses these kwargs."""
         try:
             return self._create(kwargs)
         except Exception:  # TypeError for an unknown kwarg, anything for a value that does not fit
             return None
 
     def side(self, model: nn.Module | None, size: int) -> float | None:
-        """Side of the last feature map in pixels or tokens, None where the model cannot take this size."""
+        """Side of the last feature map in pixels or tokens, None if the model cannot take this size."""
         try:
             return last_side(model, size, self.in_chans, self.trust) if model is not None else None
         except Exception:
@@ -159,7 +161,7 @@ class _Shadow:
         return patch_for_tokens(image_size) if self.isotropic else target_stride(image_size)
 
     def candidates(self, image_size: int, goal: int) -> Iterator[tuple[dict[str, Any], int]]:
-        """Kwargs to try in order, each with the image size at which a model made so is traced."""
+        """Kwargs to try in order, each with the image size at which the resulting model is traced."""
         if self.total <= goal * 1.05:
             yield {}, self.default_size
             yield {"img_size": image_size}, image_size
