@@ -1,7 +1,7 @@
-"""Class order: the classes of one data set among those of another, or of a network, matched by name.
+"""Class order: matches the classes of one data set to those of another, or of a network, by name.
 
-Class numbers mean nothing by themselves: with another order every label is wrong, and nothing fails but the result.
-Everybody who brings two sets of classes together asks here. Torch-free.
+Class numbers mean nothing by themselves: in another order every label is wrong, and only the result shows it. This is
+the one matcher of evaluation, transfer, distillation, teachers, extra data and submission. Torch-free.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ def match_classes(
     remedy: str,
     used: Collection[int] | None = None,
 ) -> list[int] | None:
-    """For each wanted class its number among the known ones; None where only numbers can be compared, which then agree.
+    """For each wanted class its number among the known ones; None: class numbers are the same on both sides.
 
-    By name, in any order; the known classes may be more. Names are compared to the letter: two classes of one data set
-    may differ in case alone, so a match that ignores case could be wrong silently, and renaming a folder is cheap.
-    ImageNet's classes may go by WordNet number (n01440764) on one side and by description ("tench, Tinca tinca") on the
-    other.
+    By name, in any order, and the known classes may be more. Names must be equal to the letter: two classes of one data
+    set may differ in case alone, so ignoring case could silently match the wrong one, and renaming a folder is cheap.
+    ImageNet's classes may have their WordNet numbers (n01440764) on one side and descriptions ("tench, Tinca tinca") on
+    the other.
 
-    By number where one side has no names, or names that only repeat the class numbers ("0", "1", ... in order, as of
+    By number if one side has no names, or names that only repeat the class numbers ("0", "1", ... in order, as for
     arrays). Folders "3" and "5", which are classes 0 and 1, do have names.
 
     Args:
@@ -38,12 +38,12 @@ def match_classes(
         wanted: class names to find there, in their order; None or empty: no names.
         owner: owner of the known classes, for the message ("observer 'resnet18'").
         data: owner of the wanted classes, for the message ("data 'cifar10'").
-        remedy: what the user can do, for the message.
-        used: numbers of the wanted classes that are needed; default: all. The others are -1 where they are unknown.
+        remedy: advice that ends the message.
+        used: numbers of the wanted classes that are needed; default: all. Others that are unknown are -1.
 
     Raises:
-        UserError: names differ; says the first pair and how many differ. Or one side has no names, and the numbers of
-            classes do not allow to match by number.
+        UserError: names differ (the message has the first pair and their number), or one side has no names and the
+            counts do not allow matching by number.
     """
     if not known or not wanted:
         return None
@@ -72,7 +72,7 @@ def _only_numbers(names: Sequence[str]) -> bool:
 
 
 def _in_one_language(known: Sequence[str], wanted: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Both as they are; ImageNet's as descriptions where one side alone has WordNet numbers."""
+    """Both unchanged, or ImageNet's as descriptions if only one side has WordNet numbers."""
     sides = [list(known), list(wanted)]
     synsets = [all(re.fullmatch(r"n\d{8}", name) for name in names) for names in sides]
     if synsets[0] != synsets[1]:
@@ -80,7 +80,7 @@ def _in_one_language(known: Sequence[str], wanted: Sequence[str]) -> tuple[list[
 
         info = ImageNetInfo()
         place = synsets.index(True)
-        with contextlib.suppress(KeyError):  # WordNet numbers that are none: the sentence shows them as they are
+        with contextlib.suppress(KeyError):  # unknown WordNet numbers stay as they are
             sides[place] = [info.label_name_to_description(name) for name in sides[place]]
     return sides[0], sides[1]
 
@@ -88,7 +88,7 @@ def _in_one_language(known: Sequence[str], wanted: Sequence[str]) -> tuple[list[
 def _differ(
     known: Sequence[str], wanted: Sequence[str], missing: Sequence[int], owner: str, data: str, remedy: str
 ) -> UserError:
-    """The first name that is not known beside the one that was probably meant."""
+    """Error with the first unknown name beside the one that was probably meant."""
     first = missing[0]
     name = wanted[first]
     twin = next((one for one in known if _folded(one) == _folded(name)), None)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from timm_robust.data.class_order import match_classes
 from timm_robust.errors import UserError
-from timm_robust.models.pixel_model import PixelModel
+from timm_robust.models.pixel_model import ModelConfig, PixelModel
 
 
 class ClassAlignedModel(nn.Module):
@@ -26,6 +26,11 @@ class ClassAlignedModel(nn.Module):
         super().__init__()
         self.network = network
         self.register_buffer("columns", None if columns is None else torch.tensor(columns), persistent=False)
+
+    @property
+    def config(self) -> ModelConfig:
+        """Configuration of the network: its own classes, image size and channels."""
+        return self.network.config
 
     @property
     def mean(self) -> Tensor:
