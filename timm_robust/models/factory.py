@@ -23,6 +23,7 @@ from timm_robust.errors import UserError, unknown
 from timm_robust.models import stem as stems
 from timm_robust.models.activations import canonical_name, swap_activations
 from timm_robust.models.pixel_model import ModelConfig, PixelModel
+from timm_robust.threat import SMALL_IMAGE
 from timm_robust.utils.random import preserve_rng_state
 
 
@@ -182,7 +183,7 @@ def _create_timm(
             name,
             image_size=config.image_size,
             in_chans=config.in_chans,
-            small=stem == "auto" and config.image_size <= stems.SMALL,
+            small=stem == "auto" and config.image_size <= SMALL_IMAGE,
             taken=frozenset(kwargs),
         )
     kwargs |= plan.kwargs

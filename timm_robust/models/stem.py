@@ -26,9 +26,6 @@ from torch import nn
 
 from timm_robust.errors import UserError
 
-SMALL = 64
-"""Largest image size in pixels that gets the small-image stem."""
-
 Create = Callable[..., nn.Module]
 _POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.LPPool2d)
 _POOL_NAMES = ("BlurPool2d", "MedianPool2d")  # timm's, by name: the module paths moved between versions

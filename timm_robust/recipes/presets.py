@@ -9,6 +9,7 @@ from typing import Any
 from timm_robust.errors import UserError, unknown
 from timm_robust.options import check_value
 from timm_robust.recipes.recipe import Recipe
+from timm_robust.threat import SMALL_IMAGE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -504,7 +505,7 @@ def default_preset(data: str, image_size: int) -> str:
     """The preset for a run that names none: by data set and image size."""
     if data == "digits":
         return "digits"
-    return "default" if image_size <= 64 else "imagenet"
+    return "default" if image_size <= SMALL_IMAGE else "imagenet"
 
 
 def make_recipe(preset: str, recommended: Mapping[str, Any], chosen: Mapping[str, Any]) -> Recipe:
