@@ -71,6 +71,17 @@ def load_state(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read, it may be truncated: {_first_line(error)}") from error
 
 
+def read_trained(run: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Trained weights of a run's last epoch, by name: the model's, and its auxiliary model's; empty where not stored.
+
+    The model's are those that were trained, also where a modifier saves averaged ones.
+    """
+    state = load_state(run / "last") if (run / "last" / STATE).is_file() else {}
+    auxiliary = state.get("companion") or {}
+    # DistributedDataParallel prefixes the names
+    return state.get("model", {}), {name.removeprefix("module."): value for name, value in auxiliary.items()}
+
+
 def find_checkpoint(path: str | Path) -> Path:
     """The folder that holds the model for a run folder (best before last), a checkpoint folder or a weights file.
 

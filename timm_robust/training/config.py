@@ -53,10 +53,12 @@ class TrainConfig:
         """Refuses what the method cannot do, before anything is trained.
 
         Raises:
-            UserError: a norm that it does not know, or torch.compile where it differentiates twice.
+            UserError: a norm that it does not know, or torch.compile where it differentiates twice or reads features.
         """
         name, defense = self.metadata.get("method") or type(self.defense).__name__, self.defense
         if self.threat.norm not in defense.norms:
             raise UserError(f"method {name!r} knows the norm {' or '.join(defense.norms)} only, not {self.threat.norm}")
         if self.compile and defense.differentiates_twice:
             raise UserError(f"method {name!r} differentiates twice, which torch.compile cannot: leave --compile out")
+        if self.compile and defense.reads_features:
+            raise UserError(f"method {name!r} reads inner features, which torch.compile hides: leave --compile out")
