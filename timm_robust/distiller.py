@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from timm_robust.models.class_order import ClassAlignedModel
     from timm_robust.options import Options
     from timm_robust.threat import Threat
+    from timm_robust.utils.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class DistillContext:
         batch_size: images that the observer sees at once.
         workers: processes that read images; None is for the loader to choose.
         autocast: makes the context in which the observer runs (mixed precision).
-        progress: called with (images done, images in all).
+        progress: called with what is done so far.
         seconds: spent by what; see `timed`.
     """
 
@@ -97,7 +98,7 @@ class DistillContext:
     batch_size: int = 256
     workers: int | None = None
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
-    progress: Callable[[int, int], None] = lambda done, total: None
+    progress: Progress = lambda name, done, total, status="": None
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextlib.contextmanager

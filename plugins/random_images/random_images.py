@@ -39,7 +39,7 @@ class RandomImages(Distiller):
             for place in places:
                 width, height = task.train.images.shape(place)
                 patches.append([Patch(task.train.name(place), (0, 0, height, width))])
-            task.progress(done, len(classes))
+            task.progress("drawing images", done, len(classes))
             yield DistilledClass(number, arrived.pixels[: task.ipc].numpy(), patches)
 
     def _drawn(self, number: int) -> np.ndarray:

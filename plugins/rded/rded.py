@@ -197,7 +197,7 @@ class RDED(Distiller):
                     scores = self.scores(crops, number)
                 best.add(scores, crops.places.numpy(), crops.boxes.numpy(), crops.pixels.numpy())
                 done += len(part)
-                task.progress(done, total)
+                task.progress("scoring crops", done, total)
             yield self._made(number, best)
 
     def _parts(self, number: int) -> list[np.ndarray]:

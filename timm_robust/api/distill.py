@@ -165,7 +165,7 @@ def distill(
             batch_size=batch_size,
             workers=workers,
             autocast=accelerator.autocast,
-            progress=lambda done, total: display.advance(done, total=total) if display.due() else None,
+            progress=lambda _, done, total, status="": display.advance(done, total=total) if display.due() else None,
         )
         distiller = manager.load_target(method, DistillerSpec)(options)
         distiller.setup(task)

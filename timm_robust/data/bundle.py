@@ -14,8 +14,9 @@ from timm_robust.data.images import SMALL, Images, SomeImages, native_size
 from timm_robust.data.raw import RawData, RawSplit
 from timm_robust.data.sources import read_source
 from timm_robust.data.split import evaluation_order, held_out_size, hold_out
-from timm_robust.data.streaming import Progress, decode_all
+from timm_robust.data.streaming import decode_all
 from timm_robust.errors import UserError
+from timm_robust.utils.progress import Progress
 
 if TYPE_CHECKING:
     from timm_robust.data.distilled import Distilled
@@ -151,7 +152,7 @@ def load_data(
         test_only: leave training and validation images undecoded, for whoever measures only; a folder then needs no
             train/.
         stream: leave all images where they are, small ones too, for whoever reads a few.
-        progress: called with (images done, images in all) while each split is decoded.
+        progress: called while each split is decoded, in images.
 
     Raises:
         UserError: no such data, or data that a run would go wrong on.

@@ -21,8 +21,9 @@ from timm_robust.data.bundle import DataBundle, Extra, Split
 from timm_robust.data.distilled import read_record, training_images
 from timm_robust.data.raw import RawSplit
 from timm_robust.data.sources import folder_split, from_arrays, is_known, not_found, one_split, read_source, subfolders
-from timm_robust.data.streaming import Progress, decode_all
+from timm_robust.data.streaming import decode_all
 from timm_robust.errors import UserError, unknown
+from timm_robust.utils.progress import Progress
 
 NPZ_KEYS = (("train_images", "train_labels"), ("image", "label"), ("images", "labels"))
 """Names of the two arrays in an .npz: MedMNIST's, those of published generated images, and the obvious ones."""

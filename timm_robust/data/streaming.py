@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +18,10 @@ from timm_robust.data.augment import FLIPPED, SAMPLE, apply_box, inception_box, 
 from timm_robust.data.batch import View
 from timm_robust.data.images import ArrayImages, Images, Unreadable, available_cpus, fit
 from timm_robust.errors import UserError
+from timm_robust.utils.progress import Progress
 
 PATIENCE = 100
 """Unreadable images in a row after which something larger must be wrong."""
-
-Progress = Callable[[int, int], None]
-"""Called with (images done, images in all)."""
 
 
 @dataclass(frozen=True)
@@ -222,7 +220,7 @@ def decode_all(
         size: pixels of a side.
         workers: processes; by default one per core, at most 16, and none for a few images. Threads would wait for each
             other: decoding a small image is mostly Python.
-        progress: called with (images done, images in all).
+        progress: called after each part, in images.
 
     Returns:
         uint8 [M, size, size, 3] and the positions, int64 [M], of the M readable images; the others are warned about.
@@ -242,6 +240,6 @@ def decode_all(
             out[index] = arrived.pixels.numpy()
             readable[index] = True
         if progress:
-            progress(int(part[-1]) + 1, total)
+            progress("reading images", int(part[-1]) + 1, total)
     kept = np.flatnonzero(readable)
     return (out if len(kept) == total else out[kept]), kept

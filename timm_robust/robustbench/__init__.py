@@ -5,7 +5,7 @@ arXiv:2010.09670. Nothing outside this package knows RobustBench.
 """
 
 from timm_robust.robustbench.bundle import Bundle, Paper, write_bundle
-from timm_robust.robustbench.official import Benchmark, benchmark, benchmark_entry, require_board
+from timm_robust.robustbench.official import Benchmark, benchmark, benchmark_entry, board_images, require_board
 from timm_robust.robustbench.package import released
 from timm_robust.robustbench.record import BOARDS, Board, check_id, find_board, problems
 from timm_robust.robustbench.zoo import ZooEntry, list_zoo, load_zoo
@@ -19,6 +19,7 @@ __all__ = [
     "ZooEntry",
     "benchmark",
     "benchmark_entry",
+    "board_images",
     "check_id",
     "find_board",
     "list_zoo",

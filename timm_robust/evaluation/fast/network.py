@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from timm_robust.errors import UserError, unknown
 from timm_robust.evaluation.fast.verdict import full_float32
+from timm_robust.evaluation.settings import PRECISIONS
 
-PRECISIONS = ("fp32", "bf16")
 TOLERANCE = 1e-4
 """Largest difference between the logits of copy and original, relative to the largest logit."""
 LAYOUTS = (torch.channels_last, torch.contiguous_format)
