@@ -28,6 +28,7 @@ from timm_robust.utils import distributed
 from timm_robust.utils.environment import hardware, versions
 from timm_robust.utils.progress import Progress
 
+
 @dataclass
 class Evaluation:
     """Accuracies of one model on one data set; `to_dict()` is the JSON of the command line.

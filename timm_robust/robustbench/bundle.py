@@ -94,7 +94,7 @@ def write_bundle(
         UserError: no such board; a record of other settings, of the fast mode or of too few images; a network for other
             classes; a folder with another model's bundle.
     """
-    from timm_robust.evaluation.state import weights_hash
+    from timm_robust.evaluation.hashes import weights_hash
     from timm_robust.robustbench.model_file import check_model_file, is_plain, write_model_file
     from timm_robust.runs.checkpoint import find_checkpoint, load
     from timm_robust.utils.files import write_json, write_text

@@ -87,8 +87,10 @@ class Display:
     def reading(self, title: str = "reading images") -> Iterator[Progress]:
         """A bar that counts many small steps; it is redrawn a few times per second."""
         with self.bar(title, 1):
-            yield lambda name, done, total, status="": (
-                self.advance(done, title=name, total=total, status=status) if self.due() else None
+            yield (
+                lambda name, done, total, status="": (
+                    self.advance(done, title=name, total=total, status=status) if self.due() else None
+                )
             )
 
     @contextlib.contextmanager

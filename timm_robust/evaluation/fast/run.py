@@ -100,9 +100,7 @@ def run_fast(
         return FastResult(none < 0, none, dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0), judge.adversarial)
     logits = judge.logits(images)
     state = _State(logits.argmax(1) == targets.cpu(), slot)
-    network = Network(
-        inputs.model, images[:8], precision=mode.precision, compile=mode.compile, full=judge.batch_size
-    )
+    network = Network(inputs.model, images[:8], precision=mode.precision, compile=mode.compile, full=judge.batch_size)
     problem = Problem(
         network, images, targets, inputs.indices, logits.argsort(1, descending=True), threat, settings.seed
     )
