@@ -90,7 +90,7 @@ def evaluate_model(
         inputs: model, images, labels and threat.
         attacks: names that `parse_attack` knows.
         settings: batch size, seed, and the rest.
-        progress: called with what is done of the running attack.
+        progress: called with the progress of the running attack.
 
     Raises:
         UserError: unknown attack names, attacks that the norm, the number of classes or the fast mode does not allow,

@@ -100,7 +100,8 @@ class EvalInputs:
         images, targets = (
             part[rows if isinstance(rows, slice) else rows.to(part.device)] for part in (self.images, self.targets)
         )
-        return copy.copy(self)._set(images=images, targets=targets, indices=self.indices[rows])
+        kept = self.indices[rows if isinstance(rows, slice) else rows.cpu()]
+        return copy.copy(self)._set(images=images, targets=targets, indices=kept)
 
     def with_threat(self, threat: Threat) -> EvalInputs:
         """The same inputs under another threat."""

@@ -65,7 +65,7 @@ def check_masking(
         inputs: model, images (a hundred or more are needed for a sharp answer), labels and threat.
         draws: number of random perturbations of each image.
         settings: batch size and seed.
-        progress: called with what is done of the running attack.
+        progress: called with the progress of the running attack.
     """
 
     def still_correct(name: str) -> Tensor:

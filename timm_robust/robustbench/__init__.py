@@ -1,4 +1,4 @@
-"""RobustBench: its record, a submission, its released package and its model zoo. Torch-free at import.
+"""RobustBench: board records, submissions, the released package and its model zoo. Torch-free at import.
 
 F. Croce et al., RobustBench: a standardized adversarial robustness benchmark, NeurIPS 2021 Datasets and Benchmarks,
 arXiv:2010.09670. Nothing outside this package knows RobustBench.
