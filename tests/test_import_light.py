@@ -34,6 +34,13 @@ kinds = (ModifierSpec, get_manager().modifiers()), (DistillerSpec, get_manager()
 configs += [get_manager().load_config(name, kind) for kind, names in kinds for name in names]
 """
 
+RECIPES = """
+from timm_robust.recipes.check import parse_use
+from timm_robust.recipes.presets import all_recipes, make_recipe
+for name, found in all_recipes().items():
+    make_recipe(name, {}, {}), parse_use(found.spec)
+"""
+
 
 @pytest.mark.parametrize(
     "code",
@@ -43,8 +50,9 @@ configs += [get_manager().load_config(name, kind) for kind, names in kinds for n
         "import timm_robust.api.compare, timm_robust.api.distill, timm_robust.report.page, timm_robust.cli",
         LISTING,
         OPTIONS,
+        RECIPES,
     ],
-    ids=["package", "settings", "comparison", "listing", "options"],
+    ids=["package", "settings", "comparison", "listing", "options", "recipes"],
 )
 def test_import_is_light(code: str) -> None:
     code += f"\nimport sys\nprint([name for name in {HEAVY!r} if name in sys.modules])"
@@ -56,7 +64,7 @@ def test_listing_leaves_the_code_of_methods_alone() -> None:
     code = LISTING + (
         "import sys\n"
         "loaded = [name for name in sys.modules if name.startswith('timm_robust_plugins.') and name.count('.') == 2]\n"
-        "print([name for name in loaded if not name.endswith('.plugin')])"
+        "print([name for name in loaded if not name.endswith(('.plugin', '.recipes'))])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

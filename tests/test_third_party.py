@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 import timm_robust
-from timm_robust.plugin.manager import DISABLE, LOAD, STRICT
+from timm_robust.plugin.environment import DISABLE, LOAD, STRICT
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "third_party_plugin"
 VERSION = "0.3"
@@ -175,7 +175,8 @@ def test_plugins_tell_state_and_error_of_each(site):
     )
     assert (rows["hollow"]["status"], rows["hollow"]["error"]) == ("active", ""), "nothing is loaded for a listing"
     assert (rows["observer"]["kind"], rows["observer"]["status"]) == ("observer", "active")
-    assert rows["logit-squeeze"]["kind"] == "defense, observer"
+    assert rows["logit-squeeze"]["kind"] == "defense, observer, recipe"
+    assert rows["logit-squeeze"]["offers"] == ["logit-squeeze", "logit-squeeze-quick"]
     assert all(row["status"] == "active" for row in rows.values() if row["distribution"] == "timm-robust")
 
 

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from timm_robust.data.batch import Batch
+from timm_robust.options import PGDSettings
 
 if TYPE_CHECKING:
     from timm_robust.attacks.attacker import Attacker
@@ -198,14 +199,18 @@ class Defense:
             images, targets, attack, *context, bn=bn, eps_multiplier=self.eps_multiplier, **settings
         )
 
+    def times_eps(self, ratio: float) -> float:
+        """A length in units of eps, such as the option `step_ratio`, in units of the [0, 1] pixel range."""
+        return ratio * self.run.threat.eps
+
     def pgd_settings(self) -> dict[str, Any]:
-        """Settings of PGD from the options of this method; steps of 2/255 at 8/255, in proportion elsewhere."""
-        options = self.options
+        """Arguments of `attack` for PGD: those that the method's options declare, else `PGDSettings`' defaults."""
+        settings = PGDSettings.from_options(self.options)
         return {
-            "steps": getattr(options, "steps", 10),
-            "alpha": getattr(options, "step_ratio", 0.25) * self.run.threat.eps,
-            "random_start": getattr(options, "random_start", True),
-            "bn": getattr(options, "attack_bn", "eval"),
+            "steps": settings.steps,
+            "alpha": self.times_eps(settings.step_ratio),
+            "random_start": settings.random_start,
+            "bn": settings.attack_bn,
         }
 
     def cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:

@@ -1,12 +1,12 @@
-"""The contract of a distiller: it turns the training images of a data set into a few images for each class.
+"""Contract of a distiller, which turns the training images of a data set into a few images per class.
 
-    distiller.setup(task)                           # what there is; refuses what cannot be done, before any work
+    distiller.setup(context)                        # refuses what cannot be done, before any work
     for made in distiller.distill([0, 1, 2, ...]):  # one class after the other, yielded as soon as it is done
         ... the host writes its images, soft labels and record
 
 A class is the unit of work: it is written as soon as it is yielded, a killed distillation goes on with the classes that
-are missing, and several processes have some classes each. So the images of a class may depend on the seed, the options
-and its own training images alone, not on other classes or on who makes them.
+are missing, and several processes share the classes. So the images of a class may depend on the seed, the options and
+its own training images only, not on other classes or on the process that makes them.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Patch:
-    """A part of a real image that became part of a distilled one.
+    """Part of a real image that became part of a distilled one.
 
     Attributes:
-        source: name of the image, as `Split.name` gives it.
+        source: name of the real image, as `Split.name` gives it.
         box: top, left, height and width, in pixels of the stored image.
-        score: what it was chosen by, higher is better; None where nothing was scored.
+        score: score that it was chosen by, higher is better; None if nothing was scored.
     """
 
     source: str
@@ -52,13 +52,13 @@ class Patch:
 
 @dataclass(frozen=True)
 class DistilledClass:
-    """All images of one class.
+    """Distilled images of one class.
 
     Attributes:
-        number: of the class.
+        number: class number.
         pixels: uint8 [ipc, size, size, 3].
-        patches: for each image what it is made of.
-        about: numbers that the record should have of the class.
+        patches: for each image the patches that it is made of.
+        about: numbers about the class, for the manifest.
     """
 
     number: int
@@ -72,19 +72,19 @@ class DistillContext:
     """What a distiller may know.
 
     Attributes:
-        train: the real training images, streamed; none of them is held out for validation.
-        class_names: of all classes; their order gives the class numbers.
-        ipc: images wanted for each class.
+        train: real training images, streamed; without those held out for validation.
+        class_names: names of all classes; their order gives the class numbers.
+        ipc: images per class.
         image_size: side of the distilled images, in pixels.
-        observer: a trained network, in eval mode: images in [0, 1] -> logits [N, K] of the data's classes.
-        threat: what the observer was trained against, or the default for the image size.
-        device: where the observer is.
-        seed: of every random draw.
-        batch_size: images that the observer sees at once.
-        workers: processes that read images; None is for the loader to choose.
-        autocast: makes the context in which the observer runs (mixed precision).
-        progress: called with what is done so far.
-        seconds: spent by what; see `timed`.
+        observer: trained network, in eval mode: images in [0, 1] -> logits [N, K] of the data's classes.
+        threat: threat model that the observer was trained against, or the default for the image size.
+        device: device of the observer.
+        seed: random seed.
+        batch_size: images per forward pass of the observer.
+        workers: number of processes that read images; None: chosen by the loader.
+        autocast: factory of the context in which the observer runs (mixed precision).
+        progress: callback(name, done so far, total).
+        seconds: time spent, by activity; see `timed`.
     """
 
     train: Split
@@ -103,7 +103,7 @@ class DistillContext:
 
     @contextlib.contextmanager
     def timed(self, what: str) -> Iterator[None]:
-        """Adds the time inside to `seconds[what]`, which the record tells."""
+        """Adds the time spent inside to `seconds[what]`, which the manifest reports."""
         started = time.perf_counter()
         yield
         self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - started
@@ -113,10 +113,10 @@ class Distiller:
     """Base class of distillers.
 
     Args:
-        options: the distiller's own frozen options.
+        options: frozen options of the distiller.
     """
 
-    task: DistillContext
+    context: DistillContext
 
     def __init__(self, options: Options) -> None:
         self.options = options
@@ -124,16 +124,16 @@ class Distiller:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.options})"
 
-    def setup(self, task: DistillContext) -> None:
+    def setup(self, context: DistillContext) -> None:
         """Called once, before anything is written.
 
         Raises:
             UserError: options that this data cannot serve.
         """
-        self.task = task
+        self.context = context
 
     def settings(self) -> dict[str, Any]:
-        """What the options came to for this data, for the record and for methods that train on it."""
+        """Values that the options resolve to for this data, for the manifest and for methods that train on it."""
         return {}
 
     def distill(self, classes: Sequence[int]) -> Iterator[DistilledClass]:

@@ -1,6 +1,6 @@
-"""Options of methods, and settings of recipes: declared once as dataclass fields, everything else derived from that.
+"""Options of methods and settings of recipes, declared once as dataclass fields, so that nothing is written twice.
 
-The fields say help, unit, bounds and source; parsing, validation, tables and manifests follow from them. Torch-free.
+A field holds help, unit, bounds and source; parsing, validation, tables and manifests derive from it. Torch-free.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Any, TypeVar
 from timm_robust.errors import PluginError, UserError, nearest, unknown
 
 TYPES = ("int", "float", "bool", "str")
-"""Types that an option may have, each also as `X | None`: whatever a command line and a JSON file can hold."""
+"""Types of options, each also as `X | None`: those that a command line and a JSON file can express."""
 
 BN_POLICIES = ("eval", "train", "frozen")
-"""What BatchNorm does while an attack runs; see `bn_option`."""
+"""BatchNorm policies during attacks; see `bn_option`."""
 
 WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
@@ -37,21 +37,41 @@ def option(
     """Declares one option, as a field of a dataclass.
 
     Args:
-        default: value when the user says nothing.
-        help: what it does, in one phrase.
-        unit: of the value ("epochs", "pixels"); empty for plain numbers.
-        low, high: bounds, both allowed themselves.
-        choices: the only values allowed.
-        source: where the default comes from ("paper, section 5", "released code").
+        default: value that is used unless the user gives one.
+        help: one phrase that says what the option does.
+        unit: unit of the value ("epochs", "pixels"); empty for plain numbers.
+        low, high: bounds, inclusive.
+        choices: allowed values.
+        source: origin of the default ("paper, section 5", "released code").
     """
     metadata = {"help": help, "unit": unit, "low": low, "high": high, "choices": choices, "source": source}
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def steps_option(default: int = 10, *, source: str, help: str = "attack steps per batch") -> Any:
+    """Declares the option `steps`, the number of attack steps; the default `perturb` reads it."""
+    return option(default, help=help, low=1, source=source)
+
+
+def step_option(default: float = 0.25, *, source: str, help: str = "step size; 0.25 is 2/255 at eps 8/255") -> Any:
+    """Declares the option `step_ratio`, the attack's step size in units of eps; the default `perturb` reads it."""
+    return option(default, help=help, unit="eps", low=0.0, source=source)
+
+
+ONE_STEP = "size of the single attack step"
+"""Help of `step_option` for methods whose attack has one step."""
+
+
+def start_option(default: bool = True, *, source: str, help: str = "start at a uniform point of the ball") -> Any:
+    """Declares the option `random_start`; the default `perturb` reads it."""
+    return option(default, help=help, source=source)
+
+
 def bn_option(default: str, *, source: str = "") -> Any:
-    """Declares the option `attack_bn`, which the default `perturb` reads: published methods differ in it."""
+    """Declares the option `attack_bn`, which published methods differ in; the default `perturb` reads it."""
     text = (
-        "BatchNorm in attacks: eval uses stored statistics, train the batch's and stores them, frozen only the batch's"
+        "BatchNorm during attacks: eval uses running statistics, train batch statistics and updates the running ones, "
+        "frozen batch statistics only"
     )
     return option(default, help=text, choices=BN_POLICIES, source=source)
 
@@ -63,8 +83,32 @@ class Options:
     Example:
         @dataclass(frozen=True, kw_only=True)
         class PgdOptions(Options):
-            steps: int = option(10, help="attack steps per batch", low=1, source="paper, section 5")
+            steps: int = steps_option(source="paper, section 5")
+            weight: float = option(6.0, help="weight of the divergence", low=0.0, source="released code")
     """
+
+
+@dataclass(frozen=True, kw_only=True)
+class PGDSettings:
+    """Settings of the default attack, PGD; a method's options of the same names replace them.
+
+    Attributes:
+        steps: number of steps.
+        step_ratio: step size in units of eps: 2/255 at 8/255.
+        random_start: start at a uniform point of the ball, or at the image.
+        attack_bn: BatchNorm policy, one of `BN_POLICIES`.
+    """
+
+    steps: int = 10
+    step_ratio: float = 0.25
+    random_start: bool = True
+    attack_bn: str = "eval"
+
+    @classmethod
+    def from_options(cls, options: Options) -> PGDSettings:
+        """The settings that `options` declares; the defaults for the others."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{name: value for name, value in vars(options).items() if name in names})
 
 
 AnyOptions = TypeVar("AnyOptions")
@@ -72,7 +116,7 @@ AnyOptions = TypeVar("AnyOptions")
 
 @dataclass(frozen=True)
 class OptionInfo:
-    """One option as tables show it; `range` is text such as "at least 1" or "eval, train, frozen"."""
+    """Row of an option table; `range` is text such as "at least 1" or "eval, train, frozen"."""
 
     name: str
     type: str
@@ -84,15 +128,15 @@ class OptionInfo:
 
 
 def parse_options(cls: type[AnyOptions], given: Mapping[str, Any], *, owner: str) -> AnyOptions:
-    """An instance of the options class `cls` from what the user gave; strings and typed values mean the same.
+    """An instance of the options class `cls` from the user's values; strings and typed values mean the same.
 
     Args:
         cls: dataclass of options.
         given: values by option name.
-        owner: whose options they are, for messages ("method 'pgd'").
+        owner: owner of the options, for messages ("method 'pgd'").
 
     Raises:
-        UserError: an unknown name (the message has the nearest valid one) or a bad value.
+        UserError: an unknown name (the message suggests the nearest valid one) or a bad value.
     """
     known = {field.name: field for field in _fields(cls)}
     for name in given:
@@ -104,13 +148,13 @@ def parse_options(cls: type[AnyOptions], given: Mapping[str, Any], *, owner: str
 
 
 def check_value(field: dataclasses.Field[Any], value: Any, *, owner: str = "option", of: str = "") -> Any:
-    """The value in the field's type, inside its bounds.
+    """The value converted to the field's type and checked against its bounds.
 
     Args:
-        field: declared with `option`.
-        value: as typed by the user (text) or as a Python value.
-        owner: what the message calls the field ("option", "recipe setting").
-        of: whose it is, if the message should say so ("method 'pgd'").
+        field: field declared with `option`.
+        value: text from the user, or a Python value.
+        owner: noun for the field in messages ("option", "recipe setting").
+        of: owner of the field in messages ("method 'pgd'"); left out if empty.
 
     Raises:
         UserError: wrong type, out of bounds, or not among the choices.
@@ -136,7 +180,7 @@ def check_value(field: dataclasses.Field[Any], value: Any, *, owner: str = "opti
 
 
 def describe(cls: type[Any]) -> list[OptionInfo]:
-    """The options that a dataclass declares, in its order, for tables, cards and manifests."""
+    """The options of a dataclass in declaration order, for tables, cards and manifests."""
     infos = []
     for field in _fields(cls):
         kind, optional = _type_of(field)
@@ -156,16 +200,16 @@ def describe(cls: type[Any]) -> list[OptionInfo]:
 
 
 def to_dict(options: Any) -> dict[str, Any]:
-    """Options as plain values, for manifests; `parse_options` takes them back."""
+    """Options as plain values, for manifests; the inverse of `parse_options`."""
     return dataclasses.asdict(options)
 
 
 def check_options_class(cls: Any, *, owner: str) -> None:
-    """Refuses an options class that the host could not document or parse.
+    """Rejects an options class that the host could not document or parse.
 
     Raises:
-        PluginError: not a frozen keyword-only dataclass derived from `Options`, or a field without a default, without
-            help, of another type than `TYPES`, or with a default outside its own bounds.
+        PluginError: not a frozen keyword-only dataclass derived from `Options`, or a field that has no default or no
+            help, whose type is not one of `TYPES`, or whose default is outside its own bounds.
     """
     name = getattr(cls, "__name__", repr(cls))
     if not (isinstance(cls, type) and issubclass(cls, Options) and "__dataclass_fields__" in vars(cls)):
@@ -240,7 +284,7 @@ def _parse_bool(value: Any) -> bool:
 
 
 def _parse_str(value: Any) -> str:
-    # YAML and shells make numbers of `0.5`; anything else that is no text was not meant
+    # YAML and shells turn `0.5` into a number; anything else that is not text is a mistake
     if isinstance(value, bool) or not isinstance(value, (str, Real)):
         raise TypeError
     return str(value).strip()

@@ -1,12 +1,12 @@
-"""Values that a method keeps for each training sample: carried perturbations, norms, labels.
+"""Per-sample state of a method, kept across epochs: perturbations, norms, labels.
 
     table = SampleTable(run, "perturbations", shape=(3, 40, 40), dtype=torch.float16)
     values = table[batch.index]              # in `perturb` or `loss`; on the run's device
     table[batch.index] = new                 # in `commit` only
-    table.merge()                            # in `on_epoch_end`: several processes agree again
+    table.merge()                            # in `on_epoch_end`: all processes agree again
 
-Rows are numbered by `Batch.index`. Each process writes the rows of its own batches; `merge` then gives everybody the
-newest of each. `state_dict` holds the values, so a resumed run goes on with them.
+Rows are numbered by `Batch.index`. Each process writes the rows of its own batches; `merge` then gives all of them the
+newest value of each. `state_dict` holds the values, so a resumed run continues with them.
 
 `take_window` and `put_window` carry a perturbation along with its image through crop and flip, and back.
 """
@@ -14,31 +14,32 @@ newest of each. `state_dict` holds the values, so a resumed run goes on with the
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from timm_robust.data.batch import View
-from timm_robust.defense import TrainContext
+if TYPE_CHECKING:
+    from timm_robust.data.batch import View
+    from timm_robust.defense import TrainContext
 
 PLACES = ("auto", "device", "host")
-"""Where a table may live; `auto` is the run's device as long as a quarter of its free memory is enough."""
+"""Where a table may be stored; `auto`: on the run's device if it fits into a quarter of the free memory."""
 
 CHUNK = 2**26
-"""Values that processes exchange at once."""
+"""Number of values that processes exchange at once."""
 
 
 class SampleTable:
-    """One value of a fixed shape for each training sample; says its size before training starts.
+    """One value of a fixed shape per training sample; reports its size before training starts.
 
     Args:
-        run: gives the number of samples and the device.
-        what: the values' name, for the line that says how much memory they take.
-        shape: of one sample's value, () for a number.
-        dtype: float16 halves memory and checkpoints, and keeps three digits.
+        run: context of the run, with the number of samples and the device.
+        what: name of the values, for the line that reports their memory.
+        shape: shape of one sample's value, () for a number.
+        dtype: stored type; float16 halves memory and checkpoints, and keeps three digits.
         place: one of `PLACES`.
     """
 
@@ -68,7 +69,7 @@ class SampleTable:
         return self.values[index.to(self.values.device)].to(self.device, torch.float32, non_blocking=True)
 
     def __setitem__(self, index: Tensor, values: Tensor) -> None:
-        """Stores values; of a sample that comes twice the last stays.
+        """Stores values; if a sample occurs twice, the last one is kept.
 
         Args:
             index: int64 [B].
@@ -87,8 +88,9 @@ class SampleTable:
         """Draws every value from [-bound, bound], or from its two ends; the same on every process.
 
         Args:
-            seed: of the draws, which leave the global generators alone.
-            corners: -bound or +bound with equal probability.
+            bound: largest absolute value.
+            seed: random seed; the global generators stay untouched.
+            corners: draw -bound or +bound, with equal probability.
         """
         generator = torch.Generator().manual_seed(seed)
         for rows in self.values.split(max(1, CHUNK // max(1, self.values[0].numel()))):
@@ -97,7 +99,7 @@ class SampleTable:
             rows.copy_(draws.mul_(bound))
 
     def merge(self) -> None:
-        """Gives every process the newest value of each sample; of one that two processes had, the first one's."""
+        """Gives every process the newest value of each sample; of a sample that two processes had, the first one's."""
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             rank, world = dist.get_rank(), dist.get_world_size()
             owner = torch.where(self._written, rank, world).to(self.device)
@@ -116,12 +118,12 @@ class SampleTable:
         return {"values": self.values.cpu().clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes the values back."""
+        """Restores the values."""
         self.values.copy_(state["values"])
 
 
 def last_copies(index: Tensor) -> Tensor:
-    """For each position the last one that holds the same sample: on a GPU a plain assignment keeps any of the copies.
+    """For each position the last one with the same sample: on a GPU a plain assignment keeps any of the copies.
 
     Args:
         index: int64 [B].
@@ -151,12 +153,12 @@ def _places(view: View, size: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def take_window(frames: Tensor, view: View, size: int) -> Tensor:
-    """What the augmentation makes of values on the frame: each sample's crop, flipped where its image is.
+    """Each sample's crop of values on the source frame, flipped as its image.
 
     Args:
-        frames: [B, C, F, F], on the frame that `view` counts in.
-        view: of the batch.
-        size: pixels of a side of the crop.
+        frames: [B, C, F, F], on the frame in which `view` counts.
+        view: view of the batch.
+        size: side of the crop in pixels.
 
     Returns:
         [B, C, size, size].
@@ -166,11 +168,11 @@ def take_window(frames: Tensor, view: View, size: int) -> Tensor:
 
 
 def put_window(frames: Tensor, view: View, window: Tensor) -> Tensor:
-    """Undoes `take_window`: the frames with `window` at its place, turned back; outside of it nothing changes.
+    """Inverse of `take_window`: the frames with `window` at its place, flipped back; the rest does not change.
 
     Args:
         frames: [B, C, F, F].
-        view: of the batch.
+        view: view of the batch.
         window: [B, C, size, size].
     """
     sample, rows, cols = _places(view, window.shape[-1])
@@ -180,10 +182,10 @@ def put_window(frames: Tensor, view: View, window: Tensor) -> Tensor:
 
 
 def enlarge(stored: Tensor, size: int) -> Tensor:
-    """Values stored at low resolution, bilinearly at `size` pixels of a side."""
+    """Values stored at low resolution, interpolated bilinearly to `size` pixels."""
     return stored if stored.shape[-1] == size else F.interpolate(stored, size, mode="bilinear", align_corners=False)
 
 
 def reduce(frames: Tensor, size: int) -> Tensor:
-    """Values at low resolution: the mean over what each stored pixel covers."""
+    """Values at low resolution: the mean over the pixels that each stored one covers."""
     return frames if frames.shape[-1] == size else F.adaptive_avg_pool2d(frames, size)

@@ -1,4 +1,4 @@
-"""The conformance suite: what every method must do, run over every registered method, in-tree or a stranger's.
+"""Conformance suite: what every method and recipe must do, in-tree or third-party.
 
     from timm_robust.testing import parametrize_with_checks
 
@@ -6,7 +6,8 @@
     def test_conformance(check):
         check()
 
-Checks have stable names; `check_method("my-method")` runs all of them outside pytest.
+Checks have stable names; `check_method("my-method")` runs all of them outside pytest, and `check_recipe("my-recipe")`
+checks one recipe, for a plugin without a method. One file, so that an author finds every rule in one place.
 """
 
 from __future__ import annotations
@@ -29,12 +30,17 @@ from torch import Tensor, nn
 from timm_robust.attacks.attacker import Attacker
 from timm_robust.data.batch import Batch, View
 from timm_robust.defense import Defense, Perturbed, StepOutput, TrainContext
+from timm_robust.errors import PluginError, UserError
+from timm_robust.evaluation.attack_spec import parse_attack
+from timm_robust.models.activations import canonical_name
 from timm_robust.models.factory import build_like, build_model
 from timm_robust.models.pixel_model import PixelModel
 from timm_robust.options import describe, parse_options, to_dict
 from timm_robust.plugin import get_manager
-from timm_robust.recipes.presets import make_recipe
+from timm_robust.recipes.check import parse_use, recipe_values
+from timm_robust.recipes.presets import all_recipes, find_recipe, make_recipe, recommendations
 from timm_robust.threat import make_threat
+from timm_robust.training.optim import Schedule
 
 IMAGE_SIZE = 16
 
@@ -79,10 +85,10 @@ class Bench:
         """Builds everything from a fixed seed."""
         torch.manual_seed(0)
         manager = get_manager()
-        spec = manager.defense(method).spec
+        manager.register_models()
+        found = manager.defense(method)
         options = parse_options(manager.load_config(method), method_args or {}, owner=f"method {method!r}")
-        recommends = dict(spec.recommends)
-        activation = recommends.pop("activation", None)
+        recommends, activation = recommendations(found)
         name, kwargs = NETWORKS[network]
         model = build_model(
             name,
@@ -117,7 +123,7 @@ class Bench:
             unaugmented=lambda: [batch],
         )
         defense = manager.load_target(method)(options)
-        run.teachers = {option: build_like(model).requires_grad_(False).eval() for option in spec.teachers}
+        run.teachers = {option: build_like(model).requires_grad_(False).eval() for option in found.spec.teachers}
         run.auxiliary_model = defense.auxiliary_model(partial(build_like, model))
         defense.setup(run)
         defense.on_epoch_start(0)
@@ -171,6 +177,22 @@ def check_card(method: str) -> None:
     reference = spec.reference
     needle = (reference.arxiv or reference.title) if reference else method
     _require(needle in text, f"the card of {method!r} does not name its reference {needle!r}")
+
+
+def check_recommendations(method: str) -> None:
+    """The recipe settings that the method recommends exist and are inside their bounds."""
+    try:
+        recommendations(get_manager().defense(method))
+    except (PluginError, UserError) as error:
+        raise ConformanceError(str(error)) from None
+
+
+def check_recipes(method: str) -> None:
+    """Each recipe of the method's plugin is valid, as `check_recipe` says."""
+    plugin = get_manager().defense(method).plugin
+    for name, found in all_recipes().items():
+        if found.plugin == plugin:
+            check_recipe(name)
 
 
 def check_listing_is_light(method: str) -> None:
@@ -353,6 +375,24 @@ def check_method(method: str) -> None:
     """
     for check in CHECKS.values():
         check(method)
+
+
+def check_recipe(name: str) -> None:
+    """Values of a recipe are settings inside their bounds, its schedule and check attack parse, its `use` can be typed.
+
+    Raises:
+        ConformanceError: the first complaint.
+    """
+    spec = find_recipe(name).spec
+    try:
+        recipe_values(spec)
+        for activation in parse_use(spec).get("--activation", []):
+            canonical_name(activation)
+        recipe = make_recipe(name, {}, {})
+        Schedule(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=recipe.lr), recipe, steps_per_epoch=1)
+        parse_attack(recipe.check_attack)
+    except (PluginError, UserError) as error:
+        raise ConformanceError(str(error)) from None
 
 
 def parametrize_with_checks(*methods: str, expected_failures: dict[str, str] | None = None) -> Any:

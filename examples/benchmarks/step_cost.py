@@ -53,6 +53,7 @@ def make_engine(arguments: argparse.Namespace, way: str, k: int) -> Engine:
     """A training run of a method on random images, half way through and ready to step."""
     method, *modifiers = way.split("+")
     manager = get_manager()
+    manager.register_models()
     size, n = arguments.image_size, arguments.batch_size
     pixels, labels = torch.rand(4 * n, 3, size, size), torch.arange(4 * n) % 10
     bundle = load_data(((pixels, labels), (pixels[:20], labels[:20])), device=arguments.device)

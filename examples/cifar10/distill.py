@@ -71,7 +71,7 @@ def distilled(folder: Path, method: str, data: str, observer: Path, ipc: int, se
     again = (folder / "manifest.json").exists()
     return timm_robust.distill(
         data, method, observer=observer, ipc=ipc, seed=seed, output=folder, resume=again, device="cpu"
-    ).record
+    ).manifest
 
 
 def clean(folder: Path) -> float:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
-from timm_robust.plugin import DefenseSpec, Reference, hookimpl
+from timm_robust.plugin import DefenseSpec, RecipeSpec, Reference, hookimpl
+
+from .recipes import RECIPES
 
 
 @hookimpl
 def timm_robust_defenses() -> Iterator[DefenseSpec]:
     yield DefenseSpec(
         name="atas",
-        summary="FGSM from carried perturbations, each sample's step small where its gradient is large",
+        summary="FGSM from carried-over perturbations, each sample's step smaller where its gradient is larger",
         reference=Reference(
             title="Fast Adversarial Training with Adaptive Step Size", arxiv="2206.02417", venue="IEEE TIP 2023"
         ),
@@ -19,3 +21,8 @@ def timm_robust_defenses() -> Iterator[DefenseSpec]:
         target="timm_robust_plugins.atas.atas:ATAS",
         config="timm_robust_plugins.atas.options:AtasOptions",
     )
+
+
+@hookimpl
+def timm_robust_recipes() -> Iterable[RecipeSpec]:
+    return RECIPES

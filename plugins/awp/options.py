@@ -9,14 +9,17 @@ from timm_robust.plugin import Options, option
 
 @dataclass(frozen=True, kw_only=True)
 class AwpOptions(Options):
-    """Defaults are those of the released code for TRADES; for PGD training it has gamma 0.01 from the first epoch."""
+    """Defaults are those of the released code for TRADES; for PGD training it uses gamma 0.01 from the first epoch."""
 
     gamma: float = option(
-        0.005, help="length of a layer's perturbation, as a share of its norm", low=0.0, source="released code, TRADES"
+        0.005,
+        help="norm of each layer's perturbation, relative to the norm of its weights",
+        low=0.0,
+        source="released code, TRADES",
     )
     start: float = option(
         0.05,
-        help="share of the run from which weights are perturbed",
+        help="fraction of training after which weights are perturbed",
         low=0.0,
         high=1.0,
         source="released code, TRADES: epoch 10 of 200",

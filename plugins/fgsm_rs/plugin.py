@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
-from timm_robust.plugin import DefenseSpec, Reference, hookimpl
+from timm_robust.plugin import DefenseSpec, RecipeSpec, Reference, hookimpl
+
+from .recipes import RECIPES
 
 
 @hookimpl
@@ -21,3 +23,8 @@ def timm_robust_defenses() -> Iterator[DefenseSpec]:
         target="timm_robust_plugins.fgsm_rs.fgsm_rs:FGSMRS",
         config="timm_robust_plugins.fgsm_rs.options:FgsmRsOptions",
     )
+
+
+@hookimpl
+def timm_robust_recipes() -> Iterable[RecipeSpec]:
+    return RECIPES

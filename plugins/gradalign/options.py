@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from timm_robust.plugin import Options, bn_option, option
+from timm_robust.plugin import ONE_STEP, Options, bn_option, option, step_option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,9 +13,9 @@ class GradAlignOptions(Options):
 
     weight: float | None = option(
         None,
-        help="weight of the penalty; none takes 0.2 at 8/255, ten times as much for each 8/255 more",
+        help="weight of the penalty; default: 0.2 at 8/255, ten times as much for each further 8/255",
         low=0.0,
         source="released code's table for CIFAR-10, which this rule reproduces",
     )
-    step_ratio: float = option(1.0, help="length of the one step", unit="eps", low=0.0, source="released code")
+    step_ratio: float = step_option(1.0, help=ONE_STEP, source="released code")
     attack_bn: str = bn_option("train", source="released code")

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
-from timm_robust.plugin import DefenseSpec, Reference, hookimpl
+from timm_robust.plugin import DefenseSpec, RecipeSpec, Reference, hookimpl
+
+from .recipes import RECIPES
 
 
 @hookimpl
 def timm_robust_defenses() -> Iterator[DefenseSpec]:
     yield DefenseSpec(
         name="kd-swa",
-        summary="pgd that learns from a standard and a robust teacher too; meant to go with --modifier swa",
+        summary="PGD training with distillation from a standard and a robust teacher; use with --modifier swa",
         reference=Reference(
             title="Robust Overfitting may be mitigated by properly learned smoothening",
             url="https://openreview.net/forum?id=qZzy5urZw9",
@@ -22,3 +24,8 @@ def timm_robust_defenses() -> Iterator[DefenseSpec]:
         config="timm_robust_plugins.kd_swa.options:KdSwaOptions",
         teachers={"natural_teacher": "standard", "robust_teacher": "pgd"},
     )
+
+
+@hookimpl
+def timm_robust_recipes() -> Iterable[RecipeSpec]:
+    return RECIPES

@@ -11,7 +11,7 @@ from timm_robust.plugin import DefenseSpec, Reference, hookimpl
 def timm_robust_defenses() -> Iterator[DefenseSpec]:
     yield DefenseSpec(
         name="moat",
-        summary="benign, single-step and multi-step batches in turn: strong examples at little more than FGSM's cost",
+        summary="alternates benign, single-step and multi-step batches: strong examples at little over FGSM's cost",
         reference=Reference(title="Multi-stage Optimization based Adversarial Training", arxiv="2106.15357"),
         api_version=1,
         target="timm_robust_plugins.moat.moat:MOAT",

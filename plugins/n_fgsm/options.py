@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from timm_robust.plugin import Options, bn_option, option
+from timm_robust.plugin import ONE_STEP, Options, bn_option, option, step_option
 
 
 @dataclass(frozen=True, kw_only=True)
 class NFgsmOptions(Options):
-    """Defaults are the authors' for CIFAR; on ImageNet they take noise 1."""
+    """Defaults are the authors' for CIFAR; on ImageNet they use noise 1."""
 
     noise_ratio: float = option(
         2.0,
-        help="noise is uniform in plus or minus this; more of it holds at larger eps",
+        help="half width of the uniform noise; larger values prevent collapse at larger eps",
         unit="eps",
         low=0.0,
         source="paper and released code",
     )
-    step_ratio: float = option(1.0, help="length of the one step", unit="eps", low=0.0, source="released code")
+    step_ratio: float = step_option(1.0, help=ONE_STEP, source="released code")
     attack_bn: str = bn_option("train", source="released code")

@@ -1,4 +1,4 @@
-"""Options of random images: none."""
+"""Options of the random-images baseline: none."""
 
 from __future__ import annotations
 
@@ -9,4 +9,4 @@ from timm_robust.plugin import Options
 
 @dataclass(frozen=True, kw_only=True)
 class RandomImagesOptions(Options):
-    """There is nothing to choose."""
+    """No options."""

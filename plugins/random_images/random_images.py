@@ -18,31 +18,36 @@ DRAWS = 103
 class RandomImages(Distiller):
     """Draws images; each is whole, scaled and cropped as for an evaluation."""
 
-    def setup(self, task: DistillContext) -> None:
-        super().setup(task)
-        counts = np.bincount(task.train.labels, minlength=len(task.class_names))
-        if counts.min() < task.ipc:
-            few = task.class_names[int(counts.argmin())]
-            raise UserError(f"class {few!r} has {counts.min()} training images: lower ipc, which is {task.ipc}")
+    def setup(self, context: DistillContext) -> None:
+        super().setup(context)
+        counts = np.bincount(context.train.labels, minlength=len(context.class_names))
+        if counts.min() < context.ipc:
+            few = context.class_names[int(counts.argmin())]
+            raise UserError(f"class {few!r} has {counts.min()} training images: lower ipc, which is {context.ipc}")
 
     def distill(self, classes: Sequence[int]) -> Iterator[DistilledClass]:
-        task = self.task
+        context = self.context
         drawn = [self._drawn(number) for number in classes]
-        arriving = Stream(
-            task.train.images, task.train.labels, task.image_size, workers=task.workers, device=task.device
+        batches = Stream(
+            context.train.images,
+            context.train.labels,
+            context.image_size,
+            workers=context.workers,
+            device=context.device,
         ).batches(drawn)
-        for done, (number, arrived) in enumerate(zip(classes, arriving, strict=True), 1):
-            places = arrived.numbers[: task.ipc, 0].tolist()
-            if len(places) < task.ipc:
-                raise UserError(f"class {task.class_names[number]!r} has too many unreadable images: lower ipc")
+        for done, (number, batch) in enumerate(zip(classes, batches, strict=True), 1):
+            places = batch.numbers[: context.ipc, 0].tolist()
+            if len(places) < context.ipc:
+                raise UserError(f"class {context.class_names[number]!r} has too many unreadable images: lower ipc")
             patches = []
             for place in places:
-                width, height = task.train.images.shape(place)
-                patches.append([Patch(task.train.name(place), (0, 0, height, width))])
-            task.progress("drawing images", done, len(classes))
-            yield DistilledClass(number, arrived.pixels[: task.ipc].numpy(), patches)
+                width, height = context.train.images.shape(place)
+                patches.append([Patch(context.train.name(place), (0, 0, height, width))])
+            context.progress("drawing images", done, len(classes))
+            yield DistilledClass(number, batch.pixels[: context.ipc].numpy(), patches)
 
     def _drawn(self, number: int) -> np.ndarray:
         """Places of the images, and some more in case that one cannot be read."""
-        members = np.flatnonzero(self.task.train.labels == number)
-        return stream(self.task.seed, 0, DRAWS, number).permutation(members)[: self.task.ipc + self.task.ipc // 10 + 1]
+        members = np.flatnonzero(self.context.train.labels == number)
+        wanted = self.context.ipc + self.context.ipc // 10 + 1
+        return stream(self.context.seed, 0, DRAWS, number).permutation(members)[:wanted]

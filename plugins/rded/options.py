@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from timm_robust.plugin import Options, bn_option, option
+from timm_robust.plugin import Options, bn_option, option, step_option, steps_option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,29 +13,29 @@ class RdedOptions(Options):
 
     factor: int | None = option(
         None,
-        help="patches along a side of an image, which has the square of it; none is 1 up to 64 pixels and 2 above",
+        help="patches along each side of an image; default 1 up to 64 pixels, 2 above",
         low=1,
         high=16,
         source="released scripts: 1 for CIFAR and Tiny-ImageNet, 2 for ImageNet and its subsets",
     )
-    crops: int = option(5, help="random crops scored of each real image", low=1, source="released scripts")
+    crops: int = option(5, help="random crops scored per real image", low=1, source="released scripts")
     pool: int = option(
         300,
-        help="real images per class that are scored, drawn by the seed; all where a class has fewer",
+        help="real images scored per class, drawn with the seed; all of a smaller class",
         low=1,
         source="released scripts (`mipc`)",
     )
     smallest: float = option(
-        0.08, help="share of the image's area that a crop has at least", low=0.0, high=1.0, source="released code"
+        0.08, help="minimum area of a crop, as a fraction of the image's", low=0.0, high=1.0, source="released code"
     )
     robust: float = option(
         0.0,
-        help="weight of the score under attack, for a robust observer; 0.5 keeps patches that stay what they are",
+        help="weight of the score under attack, for a robust observer; 0.5 prefers patches that keep their class",
         low=0.0,
         high=1.0,
         source="0 is the paper; the score under attack is ours",
     )
-    attack_steps: int = option(5, help="steps of PGD for that score", low=1, source="ours: enough to rank")
+    attack_steps: int = option(5, help="PGD steps for the score under attack", low=1, source="ours: enough to rank")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,41 +44,35 @@ class StudentOptions(Options):
 
     observer: str | None = option(
         None,
-        help="folder of the network that labels; none takes the one that came with distilled data, or trains one first",
+        help="run folder of the labelling network; default: the one stored with distilled data, else train one first",
         source="released code: the network that distilled",
     )
     temperature: float = option(
         20.0,
-        help="what logits are divided by before they are compared",
+        help="distillation temperature",
         low=1e-3,
         source="released code with CutMix; 4 with mixup",
     )
     mix: str = option(
         "cutmix",
-        help="how the images of a batch are mixed with each other",
+        help="mixing of images within a batch",
         choices=("cutmix", "mixup", "none"),
         source="released scripts",
     )
     factor: int | None = option(
         None,
-        help="patches along a side, which are shuffled and cropped; none is what the data was distilled with, else 1",
+        help="patches along each side, shuffled and cropped; default: that of the distilled data, else 1",
         low=1,
         high=16,
         source="released code",
     )
     adversarial: float = option(
         0.0,
-        help="weight of the loss on adversarial images; 0 is standard training",
+        help="weight of the adversarial loss; 0: standard training",
         low=0.0,
         high=1.0,
         source="0 is the paper; 5/6 as in RSLAD (from memory)",
     )
-    steps: int = option(10, help="attack steps per batch, where there is an attack", low=1, source="ours, as for pgd")
-    step_ratio: float = option(
-        0.25,
-        help="length of a step: 2/255 at 8/255, in proportion elsewhere",
-        unit="eps",
-        low=0.0,
-        source="ours, as for pgd",
-    )
+    steps: int = steps_option(source="ours, as for pgd", help="attack steps per batch, with `adversarial` above 0")
+    step_ratio: float = step_option(source="ours, as for pgd")
     attack_bn: str = bn_option("eval", source="ours")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
-from timm_robust.plugin import DefenseSpec, DistillerSpec, Reference, hookimpl
+from timm_robust.plugin import DefenseSpec, DistillerSpec, RecipeSpec, Reference, hookimpl
+
+from .recipes import RECIPES
 
 PAPER = Reference(
     title="On the Diversity and Realism of Distilled Dataset: An Efficient Dataset Distillation Paradigm",
@@ -17,7 +19,7 @@ PAPER = Reference(
 def timm_robust_distillers() -> Iterator[DistillerSpec]:
     yield DistillerSpec(
         name="rded",
-        summary="crops of real images that an observer is surest of, several stitched into each image",
+        summary="stitches each image from crops of real images that the observer classifies with the lowest loss",
         reference=PAPER,
         api_version=1,
         target="timm_robust_plugins.rded.rded:RDED",
@@ -30,10 +32,15 @@ def timm_robust_distillers() -> Iterator[DistillerSpec]:
 def timm_robust_defenses() -> Iterator[DefenseSpec]:
     yield DefenseSpec(
         name="rded-student",
-        summary="learns what an observer says of each mixed and cropped view; standard, or adversarial with a weight",
+        summary="learns the observer's soft labels of mixed and cropped views; standard, or adversarial with a weight",
         reference=PAPER,
         api_version=1,
         target="timm_robust_plugins.rded.student:Student",
         config="timm_robust_plugins.rded.options:StudentOptions",
         teachers={"observer": "standard"},
     )
+
+
+@hookimpl
+def timm_robust_recipes() -> Iterable[RecipeSpec]:
+    return RECIPES

@@ -148,93 +148,93 @@ class RDED(Distiller):
 
     options: RdedOptions
 
-    def setup(self, task: DistillContext) -> None:
-        super().setup(task)
-        options, size = self.options, task.image_size
+    def setup(self, context: DistillContext) -> None:
+        super().setup(context)
+        options, size = self.options, context.image_size
         self.factor = options.factor or (1 if size <= SMALL else 2)
         if self.factor > size:
             raise UserError(f"option 'factor' is {self.factor}: images of {size} pixels have no room for that many")
-        self.patch, self.wanted = size // self.factor, self.factor**2 * task.ipc
+        self.patch, self.wanted = size // self.factor, self.factor**2 * context.ipc
         if self.wanted > options.pool:
             raise UserError(
-                f"{task.ipc} images of {self.factor**2} patches are the best {self.wanted} of a class, but only "
+                f"{context.ipc} images of {self.factor**2} patches are the best {self.wanted} of a class, but only "
                 f"{options.pool} are scored: raise the option 'pool', or lower ipc or factor"
             )
-        counts = np.bincount(task.train.labels, minlength=len(task.class_names))
+        counts = np.bincount(context.train.labels, minlength=len(context.class_names))
         if counts.min() < self.wanted:
-            few = task.class_names[int(counts.argmin())]
+            few = context.class_names[int(counts.argmin())]
             raise UserError(
-                f"class {few!r} has {counts.min()} training images, but {task.ipc} images of {self.factor**2} patches "
-                f"need {self.wanted}: lower ipc or the option 'factor'"
+                f"class {few!r} has {counts.min()} training images, but {context.ipc} images of {self.factor**2} "
+                f"patches need {self.wanted}: lower ipc or the option 'factor'"
             )
-        self.framed = Framed(task.observer, task.observer.mean, size).to(task.device).eval()
+        self.framed = Framed(context.observer, context.observer.mean, size).to(context.device).eval()
         # a power of two, which the gradient's sign forgets: tiny gradients do not vanish in half precision
-        self.attacker = Attacker(self.framed, task.threat, autocast=task.autocast, gradient_scale=2.0**10)
+        self.attacker = Attacker(self.framed, context.threat, autocast=context.autocast, gradient_scale=2.0**10)
 
     def settings(self) -> dict[str, Any]:
         return {"factor": self.factor}
 
     def distill(self, classes: Sequence[int]) -> Iterator[DistilledClass]:
-        task, options = self.task, self.options
+        context, options = self.context, self.options
         parts = {number: self._parts(number) for number in classes}
         arriving = read_crops(
-            task.train,
+            context.train,
             [part for number in classes for part in parts[number]],
             size=self.patch,
             count=options.crops,
             smallest=options.smallest,
-            seed=task.seed,
-            workers=task.workers,
-            device=task.device,
+            seed=context.seed,
+            workers=context.workers,
+            device=context.device,
         )
         done, total = 0, sum(len(part) for number in classes for part in parts[number])
         for number in classes:
             best = Best(self.wanted)
             for part in parts[number]:
-                with task.timed("reading"):
+                with context.timed("reading"):
                     crops = next(arriving)
-                with task.timed("scoring"):
+                with context.timed("scoring"):
                     scores = self.scores(crops, number)
                 best.add(scores, crops.places.numpy(), crops.boxes.numpy(), crops.pixels.numpy())
                 done += len(part)
-                task.progress("scoring crops", done, total)
+                context.progress("scoring crops", done, total)
             yield self._made(number, best)
 
     def _parts(self, number: int) -> list[np.ndarray]:
         """The images of a class to score, in batches that hold no other class, so that others change nothing."""
-        members = np.flatnonzero(self.task.train.labels == number)
-        pool = stream(self.task.seed, 0, POOL, number).permutation(members)[: self.options.pool]
-        each = max(1, self.task.batch_size // self.options.crops)
+        members = np.flatnonzero(self.context.train.labels == number)
+        pool = stream(self.context.seed, 0, POOL, number).permutation(members)[: self.options.pool]
+        each = max(1, self.context.batch_size // self.options.crops)
         return [pool[start : start + each] for start in range(0, len(pool), each)]
 
     @torch.no_grad()
     def scores(self, crops: Crops, number: int) -> np.ndarray:
         """Realism of each crop, float64 [B, M]: as it is, and under attack as far as the option says."""
-        task, weight = self.task, self.options.robust
+        context, weight = self.context, self.options.robust
         if not len(crops.places):
             return np.empty(crops.boxes.shape[:2])
-        pixels = crops.pixels.flatten(0, 1).to(task.device, non_blocking=True).permute(0, 3, 1, 2)
+        pixels = crops.pixels.flatten(0, 1).to(context.device, non_blocking=True).permute(0, 3, 1, 2)
         patches = pixels.to(torch.float32, memory_format=torch.channels_last).div_(255)
-        score = torch.zeros(len(patches), dtype=torch.float64, device=task.device)
+        score = torch.zeros(len(patches), dtype=torch.float64, device=context.device)
         if weight < 1:
             score += (1 - weight) * realism(self.attacker.view(patches), number)
         if weight > 0:
-            targets = torch.full((len(patches),), number, device=task.device)
-            settings = {"alpha": task.threat.eps / 4, "steps": self.options.attack_steps, "random_start": False}
+            targets = torch.full((len(patches),), number, device=context.device)
+            settings = {"alpha": context.threat.eps / 4, "steps": self.options.attack_steps, "random_start": False}
             adversarial = self.attacker(patches, targets, "pgd", **settings)
             score += weight * realism(self.attacker.view(adversarial), number)
         return score.view(crops.boxes.shape[:2]).cpu().numpy()
 
     def _made(self, number: int, best: Best) -> DistilledClass:
-        task = self.task
+        context = self.context
         if len(best) < self.wanted:
-            name = task.class_names[number]
+            name = context.class_names[number]
             raise UserError(f"class {name!r} has only {len(best)} readable images of the {self.wanted} that it needs")
-        places = ranks(task.ipc, self.factor)
-        pixels = np.stack([stitch(best.pixels[cells], task.image_size) for cells in places])
+        places = ranks(context.ipc, self.factor)
+        pixels = np.stack([stitch(best.pixels[cells], context.image_size) for cells in places])
         patches = [
             [
-                Patch(task.train.name(int(best.places[rank])), tuple(best.boxes[rank].tolist()), best.scores[rank])
+                Patch(context.train.name(int(best.places[rank])), tuple(best.boxes[rank].tolist()), best.scores[rank])
                 for rank in cells
             ]
             for cells in places

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
-from timm_robust.plugin import DefenseSpec, Reference, hookimpl
+from timm_robust.plugin import DefenseSpec, RecipeSpec, Reference, hookimpl
+
+from .recipes import RECIPES
 
 
 @hookimpl
 def timm_robust_defenses() -> Iterator[DefenseSpec]:
     yield DefenseSpec(
         name="sglr",
-        summary="PGD, TRADES or MART training on labels that each sample's own averaged predictions refine",
+        summary="PGD, TRADES or MART training on labels refined by each sample's averaged predictions",
         reference=Reference(
             title="Soften to Defend: Towards Adversarial Robustness via Self-Guided Label Refinement",
             arxiv="2403.09101",
@@ -21,3 +23,8 @@ def timm_robust_defenses() -> Iterator[DefenseSpec]:
         target="timm_robust_plugins.sglr.sglr:SGLR",
         config="timm_robust_plugins.sglr.options:SglrOptions",
     )
+
+
+@hookimpl
+def timm_robust_recipes() -> Iterable[RecipeSpec]:
+    return RECIPES

@@ -29,8 +29,10 @@ import torch
 from torch import nn
 
 from timm_robust.errors import UserError
-from timm_robust.models import stem as stems
-from timm_robust.models.activations import swap_activations, trace_nonsmooth
+from timm_robust.models.activations import swap_activations
+from timm_robust.models.nonsmooth import trace_nonsmooth
+from timm_robust.models.resolution import on_meta
+from timm_robust.models.stem_plan import make_plan
 
 SECONDS_PER_MODEL = 60
 CPU_LIMIT = 30_000_000
@@ -191,7 +193,7 @@ def _make(name: str, device: str) -> nn.Module:
     def create() -> nn.Module:
         return timm.create_model(name, num_classes=10)
 
-    return stems.on_meta(create) if device == "meta" else create()
+    return on_meta(create) if device == "meta" else create()
 
 
 def _trace(row: Row, swap: bool) -> tuple[Counter[str], Counter[str]]:
@@ -220,7 +222,7 @@ def _stem(name: str) -> tuple[str, bool]:
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            plan = stems.make_plan(create, name, image_size=32, in_chans=3, small=True, taken=())
+            plan = make_plan(create, name, image_size=32, in_chans=3, small=True, taken=())
     except UserError as error:
         return f"no: {error}", False
     said = [str(w.message) for w in caught if "divides the resolution" in str(w.message)]

@@ -9,4 +9,4 @@ from timm_robust.plugin import Options
 
 @dataclass(frozen=True, kw_only=True)
 class StandardOptions(Options):
-    """There is nothing to choose."""
+    """No options."""

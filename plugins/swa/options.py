@@ -9,11 +9,11 @@ from timm_robust.plugin import Options, option
 
 @dataclass(frozen=True, kw_only=True)
 class SwaOptions(Options):
-    """Defaults are those of robust overfitting's remedy with averaging (Chen et al., ICLR 2021)."""
+    """Defaults are those of KD-SWA (Chen et al., ICLR 2021)."""
 
     start: float = option(
         0.275,
-        help="share of the run from which weights are averaged, once per epoch; before it the trained ones are shipped",
+        help="fraction of training after which weights are averaged, once per epoch; before, the trained ones are saved",
         low=0.0,
         high=1.0,
         source="released code of KD-SWA: epoch 55 of 200",

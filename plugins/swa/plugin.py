@@ -11,7 +11,7 @@ from timm_robust.plugin import ModifierSpec, Reference, hookimpl
 def timm_robust_modifiers() -> Iterator[ModifierSpec]:
     yield ModifierSpec(
         name="swa",
-        summary="ships the mean of the weights after each epoch from some epoch on, with BatchNorm's statistics anew",
+        summary="evaluates and saves the mean of the later epochs' weights, with recomputed BatchNorm statistics",
         reference=Reference(
             title="Averaging Weights Leads to Wider Optima and Better Generalization",
             arxiv="1803.05407",

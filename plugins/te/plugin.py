@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
-from timm_robust.plugin import DefenseSpec, Reference, hookimpl
+from timm_robust.plugin import DefenseSpec, RecipeSpec, Reference, hookimpl
+
+from .recipes import RECIPES
 
 
 @hookimpl
 def timm_robust_defenses() -> Iterator[DefenseSpec]:
     yield DefenseSpec(
         name="te",
-        summary="PGD or TRADES training that late in the run holds predictions near each sample's averaged clean one",
+        summary="PGD or TRADES training, later with a penalty on the distance to each sample's averaged prediction",
         reference=Reference(
             title="Exploring Memorization in Adversarial Training", arxiv="2106.01606", venue="ICLR 2022"
         ),
@@ -19,3 +21,8 @@ def timm_robust_defenses() -> Iterator[DefenseSpec]:
         target="timm_robust_plugins.te.te:TE",
         config="timm_robust_plugins.te.options:TeOptions",
     )
+
+
+@hookimpl
+def timm_robust_recipes() -> Iterable[RecipeSpec]:
+    return RECIPES

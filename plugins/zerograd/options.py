@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from timm_robust.plugin import Options, bn_option, option
+from timm_robust.plugin import ONE_STEP, Options, bn_option, option, step_option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,12 +13,12 @@ class ZeroGradOptions(Options):
 
     quantile: float = option(
         0.35,
-        help="share of each image's pixels, those of smallest gradient, that the step leaves alone; 0.45 on CIFAR-100",
+        help="fraction of each image's pixels, those of smallest gradient, that stay unchanged; 0.45 on CIFAR-100",
         low=0.0,
         high=1.0,
         source="released code",
     )
-    step_ratio: float = option(2.0, help="length of the one step", unit="eps", low=0.0, source="released code")
+    step_ratio: float = step_option(2.0, help=ONE_STEP, source="released code")
     attack_bn: str = bn_option("train", source="released code")
 
 
@@ -26,12 +26,12 @@ class ZeroGradOptions(Options):
 class MultiGradOptions(Options):
     """Defaults are the authors' for CIFAR-10."""
 
-    starts: int = option(3, help="random starts whose signs must all agree", low=1, source="released code")
-    step_ratio: float = option(
+    starts: int = option(
+        3, help="number of random starts, whose gradient signs must all agree", low=1, source="released code"
+    )
+    step_ratio: float = step_option(
         2.0,
-        help="length of the one step, from the clean image, before it is held to the ball",
-        unit="eps",
-        low=0.0,
+        help="size of the single step from the clean image, before the projection into the ball",
         source="released code",
     )
     attack_bn: str = bn_option("train", source="released code")

@@ -11,7 +11,7 @@ from timm_robust.plugin import DefenseSpec, Reference, hookimpl
 def timm_robust_defenses() -> Iterator[DefenseSpec]:
     yield DefenseSpec(
         name="zerograd",
-        summary="FGSM with a random start that leaves pixels with a small gradient alone",
+        summary="FGSM with a random start that ignores pixels with a small gradient",
         reference=Reference(
             title="ZeroGrad: Mitigating and Explaining Catastrophic Overfitting in FGSM Adversarial Training",
             arxiv="2103.15476",
@@ -22,7 +22,7 @@ def timm_robust_defenses() -> Iterator[DefenseSpec]:
     )
     yield DefenseSpec(
         name="multigrad",
-        summary="one step along the pixels on whose sign several random starts agree",
+        summary="one step along the pixels whose gradient sign agrees over all random starts",
         reference=Reference(
             title="ZeroGrad: Mitigating and Explaining Catastrophic Overfitting in FGSM Adversarial Training",
             arxiv="2103.15476",

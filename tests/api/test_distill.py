@@ -13,9 +13,9 @@ from PIL import Image
 
 import timm_robust
 from tests.support import SMALL, distill_digits, distilled_content
-from timm_robust.api.distill import _classes
 from timm_robust.data import as_tensors, load_data
 from timm_robust.data.distilled import training_images
+from timm_robust.distillation.writer import class_entries
 from timm_robust.errors import UserError
 from timm_robust.models.factory import build_model
 from timm_robust.runs.checkpoint import save_model
@@ -41,8 +41,8 @@ def test_the_folder(distilled):
 
 KILLED = """
 import os, signal, sys
-import timm_robust, timm_robust.api.distill as module
-write, done = module._Work.write, []
+import timm_robust, timm_robust.distillation.writer as module
+write, done = module.DistilledWriter.write, []
 def killed(self, made):
     if len(done) == 4:  # in the middle of the fifth class
         (self.path / "train/4").mkdir(parents=True)
@@ -50,7 +50,7 @@ def killed(self, made):
         os.kill(os.getpid(), signal.SIGKILL)
     done.append(made)
     write(self, made)
-module._Work.write = killed
+module.DistilledWriter.write = killed
 timm_robust.distill("digits", observer=sys.argv[1], output=sys.argv[2], ipc=3, quiet=True, workers=0,
                     device="cpu", method_args={"factor": 2, "pool": 30})
 """
@@ -69,7 +69,7 @@ def test_a_killed_distillation_goes_on_to_the_same_files(distilled, observer, tm
     assert distilled_content(folder) == distilled_content(distilled)
     assert {path: path.stat().st_mtime_ns for path in untouched} == untouched
     again = distill_digits(observer, folder, resume=True)  # nothing is left to do
-    assert again.record["complete"] and not (folder / ".parts").exists()
+    assert again.manifest["complete"] and not (folder / ".parts").exists()
 
 
 def test_two_processes_make_the_same_files_as_one(distilled, observer, tmp_path):
@@ -127,9 +127,9 @@ def test_large_images_stream_and_broken_ones_are_left_out(tmp_path, monkeypatch)
         result = distill_digits(
             tmp_path / "observer", tmp_path / "small", str(tmp_path / "data"), ipc=2, method_args={}, precision="bf16"
         )
-    assert result.record["settings"] == {"factor": 2} and result.record["held_out"] is None
-    assert [one["observer_class"] for one in result.record["classes"]] == [1, 2, 0]
-    assert [one["images"] for one in result.record["classes"]] == [9, 8, 9]
+    assert result.manifest["settings"] == {"factor": 2} and result.manifest["held_out"] is None
+    assert [one["observer_class"] for one in result.manifest["classes"]] == [1, 2, 0]
+    assert [one["images"] for one in result.manifest["classes"]] == [9, 8, 9]
     few = load_data(str(tmp_path / "small"))
     assert not few.train.resident and few.image_size == 72 and (len(few.val), len(few.test)) == (12, 12)
     assert Image.open(next((tmp_path / "small").glob("train/c0/*.png"))).size == (72, 72)
@@ -154,14 +154,14 @@ def test_an_observer_in_another_order_is_refused(observer, tmp_path):
 
 def test_classes_keep_their_order_and_folders_are_safe(tmp_path):
     names = [str(number) for number in range(12)]
-    entries = _classes(names, None)
+    entries = class_entries(names, None)
     for entry in entries:
         (tmp_path / "train" / entry["folder"]).mkdir(parents=True)
         Image.new("RGB", (4, 4)).save(tmp_path / "train" / entry["folder"] / "00000.png")
     found, images = training_images(tmp_path, "x", {"complete": True, "classes": entries})
     assert found == tuple(names) and images.images.paths[2] == "train/2/00000.png"  # sorted, 10 would come before 2
     for bad in (["a/b", "c"], ["..", "c"], ["A", "a"], [".x", "y"]):
-        assert [entry["folder"] for entry in _classes(bad, None)] == ["00000", "00001"]
+        assert [entry["folder"] for entry in class_entries(bad, None)] == ["00000", "00001"]
 
 
 def test_a_distillation_is_not_resumed_as_a_run(distilled):

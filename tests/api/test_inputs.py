@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 
 import pytest
@@ -27,19 +28,37 @@ def test_a_folder_with_test_images_only_will_do(shared_run, tmp_path):
         timm_robust.train("resnet18", "pgd", tmp_path)
 
 
-def test_classes_of_another_name_are_pointed_out(shared_run, tmp_path):
-    import shutil
-
+@pytest.fixture
+def named(shared_run, tmp_path):
+    """The trained network, as if its classes had been called a to j."""
     shutil.copytree(shared_run / "best", tmp_path / "named")
     metadata = json.loads((tmp_path / "named/model.json").read_text())
     metadata["data"]["class_names"] = [*"abcdefghij"]
     (tmp_path / "named/model.json").write_text(json.dumps(metadata))
+    return tmp_path / "named"
+
+
+def test_classes_of_another_name_are_refused(named, tmp_path):
     for label in "abcdefghji":
         place = tmp_path / f"test/{'k' if label == 'j' else label}/0.png"
         place.parent.mkdir(parents=True)
         Image.new("RGB", (8, 8)).save(place)
-    with pytest.warns(UserWarning, match="learned 'j' where .* has 'k', and 0 more of 10 classes"):
-        timm_robust.evaluate(tmp_path / "named", tmp_path, attacks=["clean"], quiet=True)
+    sentence = (
+        "named has 'j' where data .* has 'k', and 0 more of 10 classes differ: pass the data .* or give the class"
+    )
+    with pytest.raises(UserError, match=sentence):
+        timm_robust.evaluate(named, tmp_path, attacks=["clean"], quiet=True)
+    (tmp_path / "test/k").rename(tmp_path / "test/j")
+    assert timm_robust.evaluate(named, tmp_path, attacks=["clean"], quiet=True).n_examples == 10
+
+
+def test_classes_without_names_are_taken_by_number(shared_run, named, few_digits):
+    """Arrays have none, nor has a module."""
+    labels = few_digits[1][1]
+    expected = load_eval_inputs(shared_run, few_digits).targets.tolist()
+    assert sorted(expected) == sorted(labels.tolist())
+    assert load_eval_inputs(named, few_digits).targets.tolist() == expected
+    assert load_eval_inputs(timm_robust.load(named), few_digits).targets.tolist() == expected
 
 
 def test_a_part_of_the_classes_is_matched_by_name(shared_run, tmp_path):

@@ -15,9 +15,9 @@ from torch import Tensor
 from tests.support import same_batches
 from timm_robust.data import DataBundle, as_tensors, idbh, load_data, make_train_loader
 from timm_robust.data.augment import BATCHED, below, blank, cutout_boxes, uniforms
+from timm_robust.data.augmentations import AUGMENTATIONS
 from timm_robust.data.bundle import Split
 from timm_robust.errors import UserError
-from timm_robust.recipes.recipe import AUGMENTATIONS
 
 NEW = ("cutout", "idbh-weak", "idbh-strong", "idbh-svhn")
 

@@ -43,3 +43,11 @@ def test_a_source_that_moved(distilled, tmp_path):
     (moved / "manifest.json").write_text(json.dumps(record))
     with pytest.raises(UserError, match="validation and test images of .* are those of .*gone"):
         load_data(str(moved))
+
+
+def test_the_manifest_is_the_one_that_the_run_folder_writes():
+    """Two rooms, of which the lower must not import the higher."""
+    from timm_robust.data.distilled import KIND, MANIFEST
+    from timm_robust.runs import folder
+
+    assert (MANIFEST, KIND) == (folder.MANIFEST, folder.DISTILLATION)

@@ -247,8 +247,9 @@ def test_mistakes_are_told_in_one_sentence(bundle: DataBundle, make_folder, tmp_
     assert "holds picture, label: expected train_images and train_labels, or image and label" in sentence(path)
     root = make_folder({"train": 8, "test": 3}, size=16)
     (tmp_path / "made" / "be").mkdir(parents=True)
-    assert "'be': did you mean bee?" in sentence(tmp_path / "made", real=load_data(root))
-    assert "unknown class of extra data 'digits' '0': expected one of ant, bee, cow" in sentence(
+    Image.fromarray(good[0][0]).save(tmp_path / "made" / "be" / "0.png")
+    assert "has 'bee' where extra data" in sentence(tmp_path / "made", real=load_data(root))
+    assert "has 3 classes and extra data 'digits' 10, and without names on both sides" in sentence(
         "digits", real=load_data(root)
     )
 

@@ -68,8 +68,8 @@ def test_a_timm_name_is_an_observer_of_imagenet(monkeypatch):
     monkeypatch.setattr(
         "timm_robust.distillation.observer.build_model", lambda *a, **k: build_model(*a, **{**k, "pretrained": False})
     )
-    network, metadata = open_observer("resnet18")
-    names = metadata["data"]["class_names"]
+    observer = open_observer("resnet18")
+    network, names = observer.network, observer.metadata["data"]["class_names"]
     assert network.config.num_classes == 1000 and network.config.image_size == 224 and not network.training
     assert class_columns(names, ["n01440764", "n02102040"], 1000, owner="x") == [0, 217]  # of ImageNette
     assert class_columns(names, names, 1000, owner="x") is None

@@ -20,9 +20,9 @@ from timm_robust.models.activations import (
     canonical_name,
     smooth_backward,
     swap_activations,
-    trace_nonsmooth,
 )
-from timm_robust.models.stem import on_meta
+from timm_robust.models.nonsmooth import trace_nonsmooth
+from timm_robust.models.resolution import on_meta
 
 
 def made_on_meta(name: str) -> nn.Module:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from timm_robust.errors import UserError
-from timm_robust.models import factory as models
+from timm_robust.models import timm_network
 from timm_robust.models.factory import build_model, count_parameters, rebuild
 from timm_robust.models.pixel_model import ModelConfig, PixelModel
 
@@ -89,7 +89,9 @@ def test_the_users_own_module() -> None:
     model = build(own)
     assert model.model is own and model.config.architecture is None and model.config.module_class.endswith(":Two")
     assert model(torch.rand(2, 3, 32, 32)).shape == (2, 10)
-    with pytest.raises(UserError, match=r"your own .*:Two, which a record cannot rebuild: pass an instance"):
+    with pytest.raises(
+        UserError, match=r"your own .*:Two, which cannot be rebuilt from its configuration: pass an instance"
+    ):
         rebuild(model.config)
     again = rebuild(model.config, Two())
     again.load_state_dict(model.state_dict())
@@ -138,14 +140,14 @@ def test_mistakes_are_one_sentence(changes: dict[str, Any], said: str) -> None:
 
 def _loader(monkeypatch: pytest.MonkeyPatch, error: Exception | None) -> None:
     """Stand in for the download: fail, or give the fresh weights."""
-    real = models._create
+    real = timm_network.create
 
     def create(name: str, num_classes: int, kwargs: Any, pretrained: bool = False) -> nn.Module:
         if pretrained and error is not None:
             raise error
         return real(name, num_classes, kwargs)
 
-    monkeypatch.setattr(models, "_create", create)
+    monkeypatch.setattr(timm_network, "create", create)
 
 
 def test_a_failed_download_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,7 +169,7 @@ def test_pretrained_weights_bring_their_normalisation_and_a_warning(monkeypatch:
 
 def test_unknown_record_entries_are_refused() -> None:
     values = build().config.to_dict()
-    with pytest.raises(UserError, match="unknown entry in the model record 'sttem': did you mean stem"):
+    with pytest.raises(UserError, match="unknown entry in the model configuration 'sttem': did you mean stem"):
         ModelConfig.from_dict({**values, "sttem": {}})
     del values["num_classes"]
     with pytest.raises(UserError, match="num_classes"):

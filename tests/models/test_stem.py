@@ -8,9 +8,11 @@ import torch
 from torch import nn
 
 from timm_robust.errors import UserError
-from timm_robust.models import stem as stems
 from timm_robust.models.factory import build_model, rebuild
 from timm_robust.models.pixel_model import PixelModel
+from timm_robust.models.resolution import on_meta, trace_levels
+from timm_robust.models.stem import CentreConv2d, apply_stem
+from timm_robust.models.stem_plan import make_plan, patch_for_tokens, target_stride
 
 
 def build(name: str, size: int, **kwargs: object) -> PixelModel:
@@ -18,7 +20,7 @@ def build(name: str, size: int, **kwargs: object) -> PixelModel:
 
 
 def test_target_stride() -> None:
-    assert {s: stems.target_stride(s) for s in (4, 8, 16, 28, 32, 48, 64)} == {
+    assert {s: target_stride(s) for s in (4, 8, 16, 28, 32, 48, 64)} == {
         4: 4,
         8: 8,
         16: 8,
@@ -27,7 +29,7 @@ def test_target_stride() -> None:
         48: 8,
         64: 16,
     }
-    assert {s: stems.patch_for_tokens(s) for s in (8, 16, 28, 32, 64)} == {8: 2, 16: 2, 28: 4, 32: 4, 64: 8}
+    assert {s: patch_for_tokens(s) for s in (8, 16, 28, 32, 64)} == {8: 2, 16: 2, 28: 4, 32: 4, 64: 8}
 
 
 CASES = [
@@ -91,7 +93,7 @@ def test_swin() -> None:
 def check_rebuilt(model: PixelModel, images: torch.Tensor) -> None:
     """Inner weights load strictly into the bare timm model, and a rebuilt one computes the same."""
     record = model.config
-    bare = stems.on_meta(lambda: timm.create_model(record.architecture, num_classes=10, **record.model_kwargs))
+    bare = on_meta(lambda: timm.create_model(record.architecture, num_classes=10, **record.model_kwargs))
     bare.load_state_dict(model.model.state_dict(), strict=True, assign=True)
     again = rebuild(record).eval()
     again.load_state_dict(model.state_dict())
@@ -104,18 +106,18 @@ def test_plans_of_larger_networks_on_the_meta_device(name: str) -> None:
     def create(**kwargs: object) -> nn.Module:
         return timm.create_model(name, num_classes=10, **kwargs)
 
-    plan = stems.make_plan(create, name, image_size=32, in_chans=3, small=True, taken=())
-    model = stems.on_meta(create).eval()
+    plan = make_plan(create, name, image_size=32, in_chans=3, small=True, taken=())
+    model = on_meta(create).eval()
     with torch.device("meta"):
         keys = {key: value.shape for key, value in model.state_dict().items()}
-        stems.apply_stem(model, plan.surgery)
+        apply_stem(model, plan.surgery)
         assert model.forward_features(torch.zeros(1, 3, 32, 32)).shape[-2:] == (4, 4)
     assert plan.kwargs == {} and plan.surgery["total_stride"] == 8
     assert {key: value.shape for key, value in model.state_dict().items()} == keys
 
 
 def test_levels_group_parallel_branches() -> None:
-    levels = stems.trace_levels(timm.create_model("resnet18d").eval(), 64, 3)
+    levels = trace_levels(timm.create_model("resnet18d").eval(), 64, 3)
     assert [(level.stride_in, level.factor) for level in levels] == [(1, 2), (2, 2), (4, 2), (8, 2), (16, 2)]
     assert set(levels[2].modules) == {"layer2.0.conv1", "layer2.0.downsample.0"}
 
@@ -152,7 +154,7 @@ def test_a_wide_stem_kernel_is_its_centre() -> None:
     torch.manual_seed(0)
     model = build("resnet18", 32)
     stem = model.model.conv1
-    assert isinstance(stem, stems.CentreConv2d) and stem.weight.shape == (64, 3, 7, 7)
+    assert isinstance(stem, CentreConv2d) and stem.weight.shape == (64, 3, 7, 7)
     plain = nn.Conv2d(3, 64, 3, padding=1, bias=False)
     with torch.no_grad():
         plain.weight.copy_(stem.weight[:, :, 2:5, 2:5])
@@ -168,9 +170,9 @@ def test_a_wide_stem_kernel_is_its_centre() -> None:
 
 
 def test_pretrained_kernels_stay_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    from timm_robust.models import factory as models
+    from timm_robust.models import timm_network
 
-    monkeypatch.setattr(models, "_has_weights", lambda name: True)
-    create = models._create
-    monkeypatch.setattr(models, "_create", lambda *a, pretrained=False, **k: create(*a, **k))
+    monkeypatch.setattr(timm_network, "_has_weights", lambda name: True)
+    create = timm_network.create
+    monkeypatch.setattr(timm_network, "create", lambda *a, pretrained=False, **k: create(*a, **k))
     assert type(build("resnet18", 32, pretrained=True).model.conv1) is nn.Conv2d

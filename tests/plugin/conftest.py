@@ -6,19 +6,27 @@ import importlib.metadata
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from timm_robust.plugin import hookimpl
 from timm_robust.plugin import manager as manager_module
-from timm_robust.plugin.manager import DISABLE, LOAD, STRICT, PluginManager
+from timm_robust.plugin.environment import DISABLE, LOAD, STRICT
+from timm_robust.plugin.manager import PluginManager
 
 HEADER = """
-from timm_robust.plugin import DefenseSpec, ModelsSpec, Options, Reference, hookimpl, option
+from timm_robust.plugin import DefenseSpec, ModelsSpec, Options, RecipeSpec, Reference, hookimpl, option
 
 def spec(name="foo", **changes):
     code = f"{__name__}_code"
     values = dict(summary="does foo", reference=Reference(title="Foo"), api_version=1)
     return DefenseSpec(**{"name": name, "target": f"{code}:Foo", "config": f"{code}:FooOptions", **values, **changes})
+
+def recipe(name="foo-quick", **changes):
+    values = dict(summary="two epochs", source="our choice", api_version=1, values={"epochs": 2})
+    return RecipeSpec(**{"name": name, **values, **changes})
 """
 
 GOOD = """
@@ -28,6 +36,15 @@ def timm_robust_defenses():
 """
 
 Install = Callable[..., Path]
+
+
+def plugin_of(*specs: Any, hook: str = "timm_robust_defenses") -> SimpleNamespace:
+    """A plugin object that yields the given specs."""
+
+    def function() -> Any:
+        yield from specs
+
+    return SimpleNamespace(**{hook: hookimpl(function)})
 
 
 @pytest.fixture

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from tests.plugin.conftest import GOOD, Install
+from tests.plugin.conftest import GOOD, Install, plugin_of
 from tests.support import discover
 from timm_robust.errors import PluginError, UserError
-from timm_robust.plugin import DefenseSpec, ModelsSpec, Reference, get_manager, hookimpl
+from timm_robust.plugin import DefenseSpec, ModelsSpec, RecipeSpec, Reference, get_manager, hookimpl
+from timm_robust.plugin.environment import DISABLE, LOAD, STRICT
 from timm_robust.plugin.errors import PluginConflict
-from timm_robust.plugin.manager import DISABLE, LOAD, STRICT, PluginManager
+from timm_robust.plugin.manager import PluginManager
 
 OTHER = GOOD.replace("spec()", "spec('bar')")
 
@@ -31,13 +31,14 @@ def make_spec(**changes: Any) -> DefenseSpec:
     return DefenseSpec(**{**values, **changes})
 
 
-def plugin_of(*specs: Any, hook: str = "timm_robust_defenses") -> SimpleNamespace:
-    """A plugin object that yields the given records."""
-
-    def function() -> Any:
-        yield from specs
-
-    return SimpleNamespace(**{hook: hookimpl(function)})
+def make_recipe_spec(name: str = "foo-quick", **changes: Any) -> RecipeSpec:
+    values: dict[str, Any] = {
+        "summary": "two epochs",
+        "source": "our choice",
+        "api_version": 1,
+        "values": {"epochs": 2},
+    }
+    return RecipeSpec(**{"name": name, **values, **changes})
 
 
 def test_installed_plugin(install: Install) -> None:
@@ -130,9 +131,19 @@ def test_installed_plugin(install: Install) -> None:
             "timm_robust_defenses() gave 'foo' twice: expected different names",
         ),
         (
-            "@hookimpl\ndef timm_robust_defenses(): yield spec(recommends={'epoch': 3})",
+            GOOD + "@hookimpl\ndef timm_robust_recipes(): yield recipe(); yield recipe()",
             "collect",
-            "defense 'foo' recommends 'epoch', which is no recipe setting: did you mean epochs?",
+            "timm_robust_recipes() gave 'foo-quick' twice: expected different names",
+        ),
+        (
+            GOOD + "@hookimpl\ndef timm_robust_recipes(): yield recipe(); raise ValueError('half-way')",
+            "collect",
+            "ValueError: half-way",
+        ),
+        (
+            GOOD + "@hookimpl\ndef timm_robust_recipes(): return [spec('bar')]",
+            "collect",
+            "timm_robust_recipes() gave a DefenseSpec: expected RecipeSpec",
         ),
     ],
 )  # fmt: skip
@@ -181,7 +192,9 @@ def test_unknown_method(install: Install) -> None:
     install("1 / 0", distribution="timm-robust-zoo", entry="zoo")
     with pytest.raises(UserError) as caught:
         discover().defense("fooo")
-    assert str(caught.value) == ("unknown method 'fooo': did you mean foo? (known: foo) (plugins that failed: zoo)")
+    assert str(caught.value) == (
+        "unknown method 'fooo': did you mean foo? (known: foo) (see timm-robust methods; plugins that failed: zoo)"
+    )
 
 
 def test_future_api_is_listed_and_not_raised(install: Install) -> None:
@@ -296,10 +309,10 @@ def test_own_plugins_must_work(install: Install, code: str) -> None:
         ({"reference": Reference(title="F", arxiv="2401.1")}, "has arxiv '2401.1': expected a number like 1706.06083"),
         ({"target": "foo.code.Foo"}, "has target 'foo.code.Foo': expected 'module:Class'"),
         ({"config": ""}, "has config '': expected 'module:Class'"),
-        ({"recommends": {"lr": -1}}, "recommends a bad value: recipe setting 'lr' is -1.0: expected at least 0"),
+        ({"recommends": ["lr"]}, "has recommends ['lr']: expected a dict by recipe setting"),
     ],
 )  # fmt: skip
-def test_bad_records(manager: PluginManager, changes: dict[str, Any], message: str) -> None:
+def test_bad_specs(manager: PluginManager, changes: dict[str, Any], message: str) -> None:
     spec = make_spec(**changes)
     manager.register(plugin_of(spec), name="foo")
     with pytest.raises(PluginError) as caught:
@@ -307,7 +320,73 @@ def test_bad_records(manager: PluginManager, changes: dict[str, Any], message: s
     assert str(caught.value) == f"plugin 'foo' failed at collect: defense {spec.name!r} {message}"
 
 
-def test_networks_record_needs_names(manager: PluginManager) -> None:
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "Foo"}, "has a bad name: expected lower case letters, digits and single hyphens"),
+        ({"summary": ""}, "has summary '': expected one line"),
+        ({"source": " "}, "has source ' ': expected one line, such as the paper or 'our choice'"),
+        ({"values": [("epochs", 2)]}, "has values [('epochs', 2)]: expected a dict by setting"),
+        ({"use": None}, "has use None: expected text"),
+        ({"notes": {"lr": "code"}}, "has a note about 'lr', which is not among its values"),
+    ],
+)  # fmt: skip
+def test_bad_recipe_specs(manager: PluginManager, changes: dict[str, Any], message: str) -> None:
+    spec = make_recipe_spec(**changes)
+    manager.register(plugin_of(spec, hook="timm_robust_recipes"), name="foo")
+    with pytest.raises(PluginError) as caught:
+        manager.recipes()
+    assert str(caught.value) == f"plugin 'foo' failed at collect: recipe {spec.name!r} {message}"
+
+
+RECIPES = "@hookimpl\ndef timm_robust_recipes(): yield recipe(); yield recipe('foo')\n"
+
+
+def test_recipes_of_a_plugin(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A method and a recipe may share a name; a blocked plugin takes its recipes along."""
+    install(GOOD + RECIPES)
+    manager = discover()
+    assert list(manager.recipes()) == ["foo-quick", "foo"]
+    found = manager.recipe("foo-quick")
+    assert (found.spec.values, found.origin) == ({"epochs": 2}, "timm-robust-foo 0.2")
+    (row,) = manager.report()
+    assert (row["kind"], row["offers"]) == ("defense, recipe", ["foo", "foo-quick"])
+    with pytest.raises(UserError) as caught:
+        manager.recipe("foo-quik")
+    assert str(caught.value) == (
+        "unknown recipe 'foo-quik': did you mean foo-quick, foo? (known: foo, foo-quick) (see timm-robust recipes)"
+    )
+
+    monkeypatch.setenv(DISABLE, "foo")
+    manager = discover()
+    assert manager.recipes() == {}
+    with pytest.raises(UserError) as caught:
+        manager.recipe("foo-quick")
+    assert str(caught.value) == (
+        "unknown recipe 'foo-quick': there are none (see timm-robust recipes; blocked plugins: foo)"
+    )
+
+
+def test_recipes_conflict(install: Install) -> None:
+    install(RECIPES)
+    install(RECIPES, distribution="timm-robust-bar", entry="bar")
+    with pytest.raises(PluginConflict) as caught:
+        discover().recipe("foo")
+    assert str(caught.value) == (
+        "the recipe 'foo-quick' is offered by both timm-robust-bar 0.2 and timm-robust-foo 0.2: "
+        "block one with TIMM_ROBUST_DISABLE_PLUGINS=foo"
+    )
+
+
+def test_recipe_of_a_future_api(install: Install) -> None:
+    install("@hookimpl\ndef timm_robust_recipes(): yield recipe(api_version=2, source='')")
+    manager = discover()
+    assert manager.recipes() == {} and manager.failures == []
+    with pytest.raises(UserError, match="recipe 'foo-quick' comes from timm-robust-foo 0.2, which needs plugin API 2"):
+        manager.recipe("foo-quick")
+
+
+def test_networks_spec_needs_names(manager: PluginManager) -> None:
     nets = ModelsSpec(name="nets", summary="nets", api_version=1, module="nets", models=())
     manager.register(plugin_of(nets, hook="timm_robust_models"), name="nets")
     with pytest.raises(PluginError, match=r"models 'nets' has models \(\): expected a tuple of names$"):

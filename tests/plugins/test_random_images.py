@@ -13,7 +13,7 @@ def test_random_images_are_whole_and_never_held_out(observer, tmp_path):
     result = distill_digits(observer, tmp_path / "random", method="random", method_args={})
     train = load_data("digits", stream=True).train
     places = {train.name(i): i for i in range(len(train))}
-    assert result.record["images"] == 30
+    assert result.manifest["images"] == 30
     for line in patch_records(tmp_path / "random"):
         (patch,) = line["patches"]
         assert patch["box"] == [0, 0, 8, 8] and train.labels[places[patch["source"]]] == line["class"]

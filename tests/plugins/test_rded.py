@@ -312,7 +312,7 @@ def test_neither_workers_nor_batches_change_the_images(distilled, observer, tmp_
 
 def test_one_patch_is_the_default_for_small_images(observer, tmp_path):
     result = distill_digits(observer, tmp_path / "one", method_args={"pool": 20}, image_format="jpeg")
-    assert result.record["settings"] == {"factor": 1}
+    assert result.manifest["settings"] == {"factor": 1}
     assert all(len(line["patches"]) == 1 and line["file"].endswith(".jpg") for line in patch_records(tmp_path / "one"))
     assert load_data(str(tmp_path / "one")).image_size == 8
 
@@ -322,7 +322,7 @@ def test_the_robust_score_is_lower_and_repeatable(observer, tmp_path):
     for name, weight in (("plain", 0.0), ("half", 0.5), ("robust", 1.0), ("again", 1.0)):
         settings = {"factor": 1, "pool": 12, "robust": weight, "crops": 1, "attack_steps": 2}
         result = distill_digits(observer, tmp_path / name, method_args=settings)
-        scores[name] = np.array([one["mean_score_of_crops"] for one in result.record["classes"]])
+        scores[name] = np.array([one["mean_score_of_crops"] for one in result.manifest["classes"]])
     assert (scores["robust"] < scores["half"]).all() and (scores["half"] < scores["plain"]).all()
     np.testing.assert_allclose(scores["half"], (scores["plain"] + scores["robust"]) / 2, rtol=1e-4)
     assert distilled_content(tmp_path / "robust") == distilled_content(tmp_path / "again")

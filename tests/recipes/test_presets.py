@@ -1,23 +1,18 @@
-"""Presets: their rates against the formulas of the codes they come from, their sources, and what overrides them."""
+"""Recipes by name: rates against the formulas of the codes they come from, sources, owners, and what overrides them."""
 
 from __future__ import annotations
-
-import shlex
-from dataclasses import fields
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from tests.plugin.conftest import plugin_of
 from tests.support import STEPS_PER_EPOCH, learning_rates
-from timm_robust.cli import pairs
 from timm_robust.errors import UserError
-from timm_robust.models.activations import canonical_name
-from timm_robust.options import parse_options
-from timm_robust.plugin import ModifierSpec, get_manager
-from timm_robust.recipes.presets import PRESETS, make_recipe
-from timm_robust.recipes.recipe import Recipe
+from timm_robust.plugin import RecipeSpec, get_manager
+from timm_robust.plugin.errors import PluginConflict
+from timm_robust.recipes.presets import GENERAL, all_recipes, find_recipe, make_recipe, recommendations
 from timm_robust.training.optim import build_optimizer
 
 
@@ -106,57 +101,83 @@ def test_bag_of_tricks_takes_plain_momentum_and_decays_everything():
     assert len(group["params"]) == 4
 
 
-@pytest.mark.parametrize("preset", PRESETS.values(), ids=list(PRESETS))
-def test_notes_are_about_values_and_the_command_works(preset):
-    assert make_recipe(preset.name, {}, {}).epochs >= 1
-    assert set(preset.notes) <= set(preset.values) <= {field.name for field in fields(Recipe)}
-    if preset.use:
-        check_command(preset.name, shlex.split(preset.use))
-
-
-def check_command(name: str, words: list[str]) -> None:
-    """Method, modifiers and options exist, and the recipe is this one."""
-    given: dict[str, list[str]] = {}
-    for word in words:
-        if word.startswith("-"):
-            values = given.setdefault(word, [])
-        else:
-            values.append(word)
-    manager, (method,) = get_manager(), given.pop("--method")
-    modifiers, options = given.pop("--modifier", []), given.pop("-o", [])
-    assert given.pop("--extra-data", None) in (None, ["GENERATED"])
-    (activation,) = given.pop("--activation", ["silu"])
-    assert canonical_name(activation) and given == {"--recipe": [name]}
-    own = pairs([item for item in options if "." not in item.partition("=")[0]], "-o")
-    parse_options(manager.load_config(method), own, owner=method)
-    for modifier in modifiers:
-        theirs = [item.removeprefix(f"{modifier}.") for item in options if item.startswith(f"{modifier}.")]
-        parse_options(manager.load_config(modifier, ModifierSpec), pairs(theirs, "-o"), owner=modifier)
-
-
 def test_every_value_of_bag_of_tricks_says_where_it_stands():
-    preset = PRESETS["bag-of-tricks"]
-    assert set(preset.notes) == set(preset.values)
+    spec = find_recipe("bag-of-tricks").spec
+    assert set(spec.notes) == set(spec.values)
 
 
 def test_later_settings_win():
-    """Defaults < preset < what the method recommends < the user."""
+    """Defaults < named recipe < what the method recommends < the user."""
     recipe = make_recipe("rice", {"epochs": 50, "lr": 0.3, "weight_decay": 1e-3}, {"lr": "0.05", "ema": 0.99})
-    assert recipe.lr == 0.05, "the user's, over the method's and the preset's, as a number"
-    assert recipe.epochs == 50 and recipe.weight_decay == 1e-3, "the method's, over the preset's and the default"
-    assert recipe.schedule == "multistep" and recipe.pad_mode == "reflect", "the preset's, over the default"
+    assert recipe.lr == 0.05, "the user's, over the method's and the recipe's, as a number"
+    assert recipe.epochs == 50 and recipe.weight_decay == 1e-3, "the method's, over the recipe's and the default"
+    assert recipe.schedule == "multistep" and recipe.pad_mode == "reflect", "the recipe's, over the default"
     assert recipe.batch_size == 128 and recipe.momentum == 0.9, "the defaults"
     assert recipe.ema == 0.99, "the user's, over the default"
 
 
-def test_every_preset_and_every_recommendation_is_a_recipe():
-    for preset in PRESETS:
-        for provided in get_manager().defenses().values():
-            recommends = {k: v for k, v in provided.spec.recommends.items() if k != "activation"}
-            assert make_recipe(preset, recommends, {}).epochs >= 1
+def test_every_recipe_goes_with_every_recommendation():
+    for recipe in all_recipes():
+        for method in get_manager().defenses().values():
+            assert make_recipe(recipe, recommendations(method)[0], {}).epochs >= 1
 
 
 @pytest.mark.parametrize("source", [({"epoch": 3}, {}), ({}, {"epoch": 3})], ids=["method", "user"])
 def test_unknown_setting(source):
     with pytest.raises(UserError, match="unknown recipe setting 'epoch': did you mean epochs"):
         make_recipe("default", *source)
+
+
+OWNERS = {
+    "atas": ["atas", "atas-imagenet"],
+    "awp": ["awp", "trades-awp"],
+    "fgsm-mep": ["fgsm-mep"],
+    "fgsm-rs": ["fast"],
+    "free": ["free"],
+    "gat": ["gat"],
+    "gradalign": ["gradalign"],
+    "hat": ["hat"],
+    "kd-swa": ["kd-swa"],
+    "lbgat": ["lbgat"],
+    "mart": ["mart"],
+    "n-fgsm": ["n-fgsm"],
+    "nuat": ["nuat", "nuat-wa"],
+    "pgd": ["rice", "bag-of-tricks", "fat", "idbh"],
+    "rded": ["rded-student"],
+    "seat": ["seat"],
+    "sglr": ["sglr"],
+    "te": ["te"],
+    "timm-robust": ["default", "digits", "imagenet"],
+    "trades": ["trades", "dm", "strong"],
+}
+"""Recipes of this package by plugin; the general ones are the host's."""
+
+
+def test_recipes_come_from_the_plugin_of_their_method():
+    found: dict[str, list[str]] = {}
+    for name, registered in all_recipes().items():
+        if registered.distribution == "timm-robust":
+            found.setdefault(registered.plugin, []).append(name)
+    assert found == OWNERS
+
+
+def test_general_recipes_need_no_plugin():
+    manager = type(get_manager())()
+    assert list(manager.recipes(GENERAL)) == ["default", "digits", "imagenet"]
+    with pytest.raises(UserError, match="unknown recipe 'defualt': did you mean default"):
+        manager.recipe("defualt", GENERAL)
+
+
+def test_no_plugin_redefines_a_general_recipe():
+    spec = RecipeSpec(name="default", summary="mine", source="our choice", api_version=1, values={})
+    manager = get_manager()
+    manager.register(
+        plugin_of(spec, hook="timm_robust_recipes"), name="mine", distribution="timm-robust-mine", version="1"
+    )
+    try:
+        with pytest.raises(
+            PluginConflict, match="the recipe 'default' is offered by both timm-robust .* and timm-robust-m"
+        ):
+            make_recipe("rice", {}, {})
+    finally:
+        manager.unregister("mine")

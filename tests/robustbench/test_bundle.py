@@ -157,14 +157,23 @@ def test_what_no_board_takes_is_refused(tmp_path, record, board, sentence):
     assert not (tmp_path / "out").exists(), "nothing is written"
 
 
+def test_a_network_trained_on_arrays_has_no_class_names_and_is_taken(tmp_path):
+    run = checkpoint(tmp_path / "run", names=[str(n) for n in range(10)])
+    write_bundle(run, evaluation(), tmp_path / "out", model_id="Doe2026Arrays")
+    assert (tmp_path / "out").is_dir()
+
+
 def test_other_networks_and_folders_are_refused(tmp_path):
     run = checkpoint(tmp_path / "run")
     write_bundle(run, evaluation(), tmp_path / "out", model_id="Doe2026One")
     with pytest.raises(UserError, match="already holds the bundle of Doe2026One"):
         write_bundle(run, evaluation(), tmp_path / "out", model_id="Doe2026Two")
-    digits = checkpoint(tmp_path / "digits", names=[str(n) for n in range(10)])
-    with pytest.raises(UserError, match="classes are 0, 1.* not CIFAR-10's"):
-        write_bundle(digits, evaluation(), tmp_path / "two", model_id="Doe2026Two")
+    flowers = checkpoint(tmp_path / "flowers", names=["aster", *CLASSES[1:]])
+    with pytest.raises(UserError, match="the network has .* where CIFAR-10 has 'airplane', and 0 more of 10 classes"):
+        write_bundle(flowers, evaluation(), tmp_path / "two", model_id="Doe2026Two")
+    turned = checkpoint(tmp_path / "turned", names=[*CLASSES][::-1])
+    with pytest.raises(UserError, match=r"CIFAR-10's classes in another order \(airplane is its class 9\)"):
+        write_bundle(turned, evaluation(), tmp_path / "two", model_id="Doe2026Two")
     more = checkpoint(tmp_path / "more", extra={"name": "generated"})
     with pytest.raises(UserError, match="extra images .* say --additional-data"):
         write_bundle(more, evaluation(), tmp_path / "two", model_id="Doe2026Two")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,23 +96,17 @@ def _test_images(
 
 
 def _numbered(targets: Tensor, name: str, known: Sequence[str], bundle: DataBundle) -> Tensor:
-    """The targets as the network numbers them: by name where it learned all classes of the data, else as they are.
+    """Targets in the class numbers of the network, matched by name; see `match_classes`."""
+    from timm_robust.data.class_order import match_classes
 
-    Where they stay as they are, says which class has another name; mere numbers, as of arrays, are no names.
-    """
-    if set(bundle.class_names) <= set(known):
-        return targets.new_tensor([known.index(one) for one in bundle.class_names])[targets]
-    if any(all(label.isdecimal() for label in labels) for labels in (known, bundle.class_names)):
-        return targets
-    different = [pair for pair in zip(known, bundle.class_names, strict=False) if pair[0] != pair[1]]
-    if different:
-        one, other = different[0]
-        warnings.warn(
-            f"{name} learned {one!r} where {bundle.name} has {other!r}, and {len(different) - 1} more of {len(known)} "
-            "classes differ in name or order: is this the right data?",
-            stacklevel=3,
-        )
-    return targets
+    numbers = match_classes(
+        known,
+        bundle.class_names,
+        owner=name,
+        data=f"data {bundle.name!r}",
+        remedy="pass the data that it was trained on, or give the class folders the names that it was trained with",
+    )
+    return targets if numbers is None else targets.new_tensor(numbers)[targets]
 
 
 def _network(

@@ -1,4 +1,4 @@
-"""Trained networks for methods that learn from some: the user's own, or trained first."""
+"""Teachers of a run: trained networks that a method learns from, given or trained first."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ def trained_teachers(
     """The teachers of a run, frozen and in eval mode.
 
     Args:
-        spec: of the method; its `teachers` name the options, and the method that trains each.
-        options: of the run; an option that is None takes the teacher that came with the data, else has one trained into
-            the run's folder, under its name.
-        config: the run.
-        train: trains with the run's own arguments, but for what is passed.
+        spec: spec of the method; its `teachers` name the options, and the method that trains each.
+        options: options of the method; for one that is None, the teacher that came with the data is taken, else one is
+            trained into the run's folder, under the option's name.
+        config: configuration of the run.
+        train: function that trains with the run's own arguments, except those passed.
 
     Returns:
         networks by option, images in [0, 1] -> logits of the run's classes.
 
     Raises:
-        UserError: a folder without checkpoint, or a teacher of other classes or images.
+        UserError: a folder without a checkpoint, or a teacher of other classes or images.
     """
     came = config.data.distilled.teachers if config.data.distilled else {}
     given = {option: getattr(options, option) or came.get(option) for option in spec.teachers}
@@ -72,10 +72,17 @@ def trained_teachers(
 
 
 def _columns(folder: str | Path, data: DataBundle) -> list[int] | None:
-    """Where the teacher has the classes of the data; refuses one of other classes or images."""
+    """Class order of a teacher, see `class_columns`; refuses one of other classes or images.
+
+    The order of the observer that came with distilled data was checked on images when the data was made, and is in its
+    manifest.
+    """
     metadata, owner = read_metadata(folder), f"teacher {str(folder)!r}"
     model = metadata["model"]
     if model["image_size"] != data.image_size:
         raise UserError(f"{owner} was trained on {model['image_size']} pixels, this data has {data.image_size}")
+    if data.distilled and folder in data.distilled.teachers.values():
+        columns = data.distilled.observer_classes
+        return None if columns == list(range(model["num_classes"])) else columns
     known = metadata.get("data", {}).get("class_names")
     return class_columns(known, data.class_names, model["num_classes"], owner=owner)

@@ -14,7 +14,7 @@ from timm_robust.api.inputs import best_device
 from timm_robust.errors import UserError, unknown
 from timm_robust.options import parse_options, to_dict
 from timm_robust.plugin import ModifierSpec, get_manager
-from timm_robust.recipes.presets import default_preset, make_recipe
+from timm_robust.recipes.presets import default_preset, make_recipe, recommendations
 from timm_robust.recipes.recipe import as_dict
 from timm_robust.runs.folder import RunFolder, config_hash
 from timm_robust.runs.history import TrainResult
@@ -178,8 +178,7 @@ def train(
         raise UserError(f"test_examples is {test_examples}, the test split has only {len(bundle.test)} images")
     threat = make_threat(norm, eps, image_size=bundle.image_size)
     preset = recipe or default_preset(bundle.name, bundle.image_size)
-    recommended = dict(provided.spec.recommends)
-    swap = recommended.pop("activation", None)
+    recommended, swap = recommendations(provided)
     swap = swap if activation is None else activation
     chosen = {**(recipe_args or {})} | {
         name: value for name, value in (("epochs", epochs), ("batch_size", batch_size), ("lr", lr)) if value is not None
@@ -193,6 +192,7 @@ def train(
     for measure in (check, *map(parse_attack, test_attacks)):
         require_possible(measure, threat, bundle.num_classes)
     bundle = with_label_noise(bundle, settings.label_noise, seed)
+    manager.register_models()
     _seed(seed)
     network = build_model(
         model,

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from timm_robust.api.inputs import load_eval_inputs
 from timm_robust.api.records import about, write_record
-from timm_robust.errors import UserError
 from timm_robust.utils.files import require_place
 from timm_robust.utils.progress import Display
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from timm_robust.evaluation.inputs import EvalInputs
     from timm_robust.evaluation.transfer import Transfer
 
@@ -47,28 +48,31 @@ def transfer(
     """
     from timm_robust.evaluation.settings import EvalSettings
     from timm_robust.evaluation.transfer import transfer as run
-    from timm_robust.runs.checkpoint import load as load_model
 
     require_place(json)
     settings = EvalSettings(batch_size, seed)
     inputs = load_eval_inputs(target, data, batch_size=batch_size, **load)
-    _require_same_classes(inputs, sources)
-    models = {str(source): load_model(source, device=inputs.device) for source in sources}
+    models = {str(source): _aligned(str(source), str(target), inputs) for source in sources}
     with Display(quiet).measuring() as progress:
         found = run(inputs, models, attack, settings, progress=progress)
     write_record(json, {**about(inputs, seed), **found.to_dict()})
     return found
 
 
-def _require_same_classes(inputs: EvalInputs, sources: Sequence[str | Path]) -> None:
-    """Refuses a source whose classes have other names, or another order."""
-    from timm_robust.runs.checkpoint import read_metadata
+def _aligned(source: str, target: str, inputs: EvalInputs) -> nn.Module:
+    """The network of a source, its classes in the target's order; matched by name, see `match_classes`."""
+    from timm_robust.data.class_order import match_classes
+    from timm_robust.models.class_order import ClassAlignedModel
+    from timm_robust.runs.checkpoint import load, read_metadata
 
-    wanted = inputs.metadata.get("data", {}).get("class_names")
-    for source in sources:
-        names = read_metadata(source).get("data", {}).get("class_names")
-        if names and wanted and len(names) == len(wanted) and names != wanted:
-            one, other = next(pair for pair in zip(names, wanted, strict=True) if pair[0] != pair[1])
-            raise UserError(
-                f"source {str(source)!r} has class {one!r} where the target has {other!r}: expected the same"
-            )
+    metadata = read_metadata(source)
+    numbers = match_classes(
+        (metadata.get("data") or {}).get("class_names"),
+        (inputs.metadata.get("data") or {}).get("class_names"),
+        owner=f"source {source!r}",
+        data=f"target {target!r}",
+        remedy="expected networks of the same classes",
+    )
+    model = load(source, device=inputs.device)
+    same = numbers in (None, list(range(metadata["model"]["num_classes"])))
+    return model if same else ClassAlignedModel(model, numbers).eval()

@@ -1,4 +1,4 @@
-"""The state of a network under attack: modes, BatchNorm and weight gradients, all of it restored."""
+"""Module modes, BatchNorm and weight gradients during an attack; all of it is restored afterwards."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _TRACK = "track_running_stats"
 
 @contextmanager
 def frozen_statistics(model: nn.Module) -> Iterator[None]:
-    """Lets BatchNorm in train mode use the batch's statistics without recording them."""
+    """Lets BatchNorm in train mode use batch statistics without updating the running ones."""
     tracking = [module for module in model.modules() if module.training and getattr(module, _TRACK, False)]
     try:
         for module in tracking:
@@ -28,12 +28,12 @@ def frozen_statistics(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def attack_mode(model: nn.Module, bn: str = "eval") -> Iterator[None]:
-    """Holds `model` in the state for crafting, and restores every mode and every `requires_grad` on the way out.
+    """Puts `model` in the state for an attack, and restores every mode and every `requires_grad` on exit.
 
     Args:
-        model: the network under attack.
-        bn: `eval` puts the whole model in eval mode; `train` leaves the modes as they are, so that running statistics
-            move in a training model; `frozen` uses batch statistics but records none.
+        model: network under attack.
+        bn: BatchNorm policy. `eval` puts the whole model in eval mode; `train` leaves the modes alone, so that the
+            running statistics of a training model are updated; `frozen` uses batch statistics but updates none.
 
     Raises:
         UserError: unknown policy.

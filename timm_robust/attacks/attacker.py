@@ -1,16 +1,16 @@
-"""Attacks through torchattacks, behind a guard that enforces the threat whatever the attack did.
+"""Attacks through torchattacks, behind a guard that enforces the threat model whatever the attack did.
 
     Attacker(model, threat)(images, targets, "pgd", bn="eval", steps=10, alpha=2/255)
 
-The guard owns what training codes get wrong around torchattacks 3.5 (each point has a test):
+The guard handles what training code gets wrong around torchattacks 3.5 (each point has a test):
 
-- the result lies inside the ball and inside [0, 1], and a pixel that is NaN or infinite falls back to the clean one;
-- each module's mode and each parameter's `requires_grad` come back as they were, exception or not: torchattacks itself
-  un-freezes frozen BatchNorm on the way back, and forgets to restore after an exception;
+- the result lies inside the ball and inside [0, 1], and a NaN or infinite pixel falls back to the clean one;
+- each module's mode and each parameter's `requires_grad` are restored, exception or not: torchattacks itself un-freezes
+  frozen BatchNorm when it restores, and does not restore after an exception;
 - BatchNorm follows the policy that the method asks for, during the attack only;
 - no weight gradient is computed;
 - attacks that reseed the global generators (APGD, FAB, Square) get a fresh seed and leave those generators alone;
-- under fp16 the gradient is scaled, so that a batch mean does not underflow to sign 0.
+- under fp16 the gradient is scaled, so that the gradient of a batch mean does not underflow to 0.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from torchattacks.attack import Attack
 
 from timm_robust.attacks.attack_mode import attack_mode
 from timm_robust.attacks.pgd import UniformStartFFGSM, WorstCaseAPGD
-from timm_robust.attacks.steps import project
+from timm_robust.attacks.steps import project, unit
 from timm_robust.errors import UserError, unknown
 from timm_robust.threat import Threat
 from timm_robust.utils.random import preserve_rng_state
@@ -87,7 +87,7 @@ _OWN_NAMES: dict[str, type[Attack]] = {"apgd": WorstCaseAPGD, "ffgsm": UniformSt
 
 
 def attack_names() -> list[str]:
-    """Names that `Attacker` knows: torchattacks' classes in lower case."""
+    """Attack names that `Attacker` accepts: torchattacks' classes in lower case."""
     classes = inspect.getmembers(torchattacks, lambda item: inspect.isclass(item) and issubclass(item, Attack))
     return sorted({name.lower() for name, _ in classes} | set(_OWN_NAMES))
 
@@ -102,7 +102,7 @@ def _attack_class(name: str) -> type[Attack]:
 
 
 def _for_threat(name: str, threat: Threat, settings: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The torchattacks class and arguments that realise `name` under the threat's norm."""
+    """The torchattacks name and arguments that implement attack `name` under the threat's norm."""
     if threat.norm == "L2":
         if name in ("fgsm", "ffgsm"):  # one step of full length along the gradient, from the image or from noise
             return "pgdl2", {"steps": 1, "alpha": threat.eps, "random_start": name == "ffgsm", **settings}
@@ -119,14 +119,15 @@ class Attacker:
     """Makes adversarial images for one model under one threat.
 
     Args:
-        model: takes float images [N, C, H, W] in [0, 1], returns logits [N, K].
-        threat: the ball that every result is held to.
-        autocast: makes the context in which the model runs (mixed precision).
-        gradient_scale: power of two by which gradients are multiplied on the way down; exact, undone by sign and norm.
+        model: network from float images [N, C, H, W] in [0, 1] to logits [N, K].
+        threat: ball that every result is projected into.
+        autocast: factory of the context in which the model runs (mixed precision).
+        gradient_scale: power of two that input gradients are multiplied by against underflow; exact, and without effect
+            on sign and direction.
 
     Attributes:
         view: the model as attacks see it.
-        extra_steps: PGD steps of eps / 2 on cross-entropy that follow every attack; what escalation turns up.
+        extra_steps: PGD steps of eps / 2 on cross-entropy that follow every attack; raised by escalation.
     """
 
     def __init__(
@@ -134,7 +135,9 @@ class Attacker:
     ) -> None:
         self.model = model
         self.threat = threat
-        self.view = AttackView(model, autocast, gradient_scale)
+        self.autocast = autocast
+        self.gradient_scale = gradient_scale
+        self.view = self.view_of(model)
         self.extra_steps = 0
         self._attacks: dict[Any, Attack] = {}
 
@@ -154,11 +157,11 @@ class Attacker:
             images: float [N, C, H, W] in [0, 1].
             targets: int64 [N] classes, or float [N, K] soft labels where the attack's loss takes them.
             attack: a torchattacks name ("pgd", "fgsm", "ffgsm", "tpgd", "apgd", ...), a subclass of
-                `torchattacks.attack.Attack`, or a ready object (whose model must then be `attacker.view`).
+                `torchattacks.attack.Attack`, or an instance (whose model must then be `attacker.view`).
             *context: further arguments of the attack's `forward`, such as a start for each image.
-            bn: BatchNorm policy while crafting, see `attack_mode`.
-            eps_multiplier: radius of the ball that the result is held to, in eps; above 1 only for methods that train
-                outside it.
+            bn: BatchNorm policy during the attack, see `attack_mode`.
+            eps_multiplier: radius of the ball that the result is projected into, in eps; above 1 only for methods that
+                train outside it.
             **settings: constructor arguments of the attack; `eps` is the threat's unless given.
 
         Returns:
@@ -173,24 +176,28 @@ class Attacker:
                 adversarial = self._step_on(adversarial, images, targets, eps_multiplier)
         return adversarial
 
+    def view_of(self, network: nn.Module) -> AttackView:
+        """Another network as attacks see it, such as an encoder: with this attacker's precision and gradient scale."""
+        return AttackView(network, self.autocast, self.gradient_scale)
+
     def retarget(self, threat: Threat) -> None:
-        """Holds what follows to another ball; attacks built for this one are forgotten, or they would pile up."""
+        """Switches to another threat. The attacks built for this one are dropped, or they would pile up."""
         self.threat = threat
         self._attacks.clear()
 
     def _step_on(self, adversarial: Tensor, images: Tensor, targets: Tensor, eps_multiplier: float) -> Tensor:
-        """One more step of PGD from where an attack ended."""
+        """One more step of PGD from an attack's result."""
         adversarial.requires_grad_(True)
         loss = nn.functional.cross_entropy(self.view(adversarial), targets)
         (gradient,) = torch.autograd.grad(loss, adversarial)
-        if self.threat.norm == "Linf":
-            direction = gradient.sign()
-        else:
-            direction = gradient / gradient.flatten(1).norm(dim=1).clamp(min=1e-12).view(-1, 1, 1, 1)
+        direction = gradient.sign() if self.threat.norm == "Linf" else unit(gradient)
         return project(adversarial.detach() + self.threat.eps / 2 * direction, images, self.threat, eps_multiplier)
 
     def build(self, attack: str | type[Attack], **settings: Any) -> Attack:
-        """The torchattacks object for a name or class; kept, so that a training loop builds it once."""
+        """The torchattacks object for a name or class, cached, so that a training loop builds it once.
+
+        Constructor arguments `eps` and `gradient_scale` are this attacker's unless given.
+        """
         if isinstance(attack, str):
             name, settings = _for_threat(attack.lower(), self.threat, settings)
             cls = _attack_class(name)
@@ -199,8 +206,8 @@ class Attacker:
         key = (cls, self.threat, *sorted((name, repr(value)) for name, value in settings.items()))
         if key not in self._attacks:
             accepted = inspect.signature(cls.__init__).parameters
-            if "eps" in accepted:
-                settings = {"eps": self.threat.eps, **settings}
+            own = {"eps": self.threat.eps, "gradient_scale": self.gradient_scale}
+            settings = {**{name: value for name, value in own.items() if name in accepted}, **settings}
             unexpected = [name for name in settings if name not in accepted]
             if unexpected:
                 raise unknown(f"setting of attack {cls.__name__}", unexpected[0], [n for n in accepted if n != "self"])
@@ -210,7 +217,7 @@ class Attacker:
 
 @contextmanager
 def _own_randomness(attack: Attack) -> Iterator[None]:
-    """Gives attacks that call `torch.manual_seed` a fresh seed, and keeps the global generators as they were."""
+    """Gives attacks that call `torch.manual_seed` a fresh seed, and restores the global generators afterwards."""
     seeded = [item for item in (attack, *attack._attacks.values()) if hasattr(item, "seed")]
     if not seeded:
         yield

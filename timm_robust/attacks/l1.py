@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torchattacks.attack import Attack
+
+from timm_robust.attacks.pgd import ObjectivePGD
 
 SHARE = 0.01
-"""Of the pixel values that one step moves; F. Tramer, D. Boneh, NeurIPS 2019, arXiv:1904.13000, section 3."""
+"""Share of the pixel values that one step moves; F. Tramer, D. Boneh, NeurIPS 2019, arXiv:1904.13000, section 3."""
 
 EDGE = 1e-6
-"""Pixels so near to an end of the range are there, but for rounding."""
+"""Distance from 0 or 1 below which a pixel counts as being there: rounding."""
 
 HALVINGS = 60
-"""Of the interval that holds the threshold: more than float32 can tell apart."""
+"""Bisections of the interval that holds the threshold: more than float32 can tell apart."""
 
 
 def project_l1(adversarial: Tensor, images: Tensor, eps: float) -> Tensor:
@@ -45,42 +46,35 @@ def project_l1(adversarial: Tensor, images: Tensor, eps: float) -> Tensor:
     return (flat + moved).clamp(0, 1).view_as(images)
 
 
-class PGDL1(Attack):
+class PGDL1(ObjectivePGD):
     """PGD under L1: each step spreads `alpha` evenly over the pixel values of largest gradient that can still move.
 
     F. Tramer, D. Boneh, Adversarial training and robustness for multiple perturbations, NeurIPS 2019, arXiv:1904.13000,
     section 3 (SLIDE), with the exact projection of `project_l1`.
 
     Args:
-        model: what it attacks.
+        model: network under attack.
         eps: radius.
-        alpha: length of a step.
-        steps: how many.
-        random_start: begin at a random point of the ball.
+        alpha: L1 norm of a step.
+        steps: number of steps.
+        random_start: start at a random point of the ball; otherwise at the image.
     """
 
     def __init__(
         self, model: nn.Module, eps: float = 12.0, alpha: float = 3.0, steps: int = 10, random_start: bool = True
     ) -> None:
-        super().__init__("PGDL1", model)
-        self.eps, self.alpha, self.steps, self.random_start = eps, alpha, steps, random_start
-        self.supported_mode = ["default"]
+        super().__init__(model, eps, alpha, steps, random_start)
 
-    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Adversarial images for a batch, float [N, C, H, W]."""
-        adversarial = images.clone().detach()
-        if self.random_start:
-            noise = torch.distributions.Laplace(0.0, 1.0).sample(images.shape).to(images)
-            length = noise.flatten(1).abs().sum(dim=1).view(-1, 1, 1, 1)
-            adversarial = project_l1(images + self.eps * noise / length, images, self.eps)
-        for _ in range(self.steps):
-            adversarial.requires_grad_(True)
-            loss = nn.functional.cross_entropy(self.get_logits(adversarial), labels, reduction="sum")
-            (gradient,) = torch.autograd.grad(loss, adversarial)
-            adversarial = self._step(adversarial.detach(), gradient, images)
-        return adversarial.detach()
+    def start(self, images: Tensor) -> Tensor:
+        noise = torch.distributions.Laplace(0.0, 1.0).sample(images.shape).to(images)
+        length = noise.flatten(1).abs().sum(dim=1).view(-1, 1, 1, 1)
+        return project_l1(images + self.eps * noise / length, images, self.eps)
 
-    def _step(self, adversarial: Tensor, gradient: Tensor, images: Tensor) -> Tensor:
+    def objective(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(logits, labels, reduction="sum")
+
+    def step(self, adversarial: Tensor, gradient: Tensor, images: Tensor) -> Tensor:
+        adversarial = adversarial.detach()
         flat, at = gradient.flatten(1), adversarial.flatten(1)
         stuck = ((flat > 0) & (at > 1 - EDGE)) | ((flat < 0) & (at < EDGE))
         flat = flat.masked_fill(stuck, 0)

@@ -1,72 +1,211 @@
-"""What is installed: methods, modifiers, distillers, plugins, recipes, models."""
+"""Listings of methods, modifiers, distillers, plugins, recipes and models. Torch-free; only a search of timm's names
+loads timm.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Optional
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from typing import Annotated, Any, Optional
 
 import typer
+from rich.console import Console
+from rich.table import Table
 
 from timm_robust.cli.app import app
+from timm_robust.errors import UserError
+from timm_robust.options import OptionInfo, describe
+from timm_robust.plugin import DistillerSpec, ModifierSpec, RecipeSpec, get_manager
+from timm_robust.plugin.registry import RegisteredSpec
+from timm_robust.recipes.presets import all_recipes, find_recipe, values_of
+from timm_robust.recipes.recipe import Recipe
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+COLUMNS = ("name", "summary", "reference", "distribution")
 
 
 @app.command()
 def methods(
-    name: Annotated[Optional[str], typer.Argument(help="Explain this method and its options.")] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    name: Annotated[Optional[str], typer.Argument(help="Method to explain, with its options.")] = None,
+    json_: AsJson = False,
 ) -> None:
     """List the training methods that plugins offer, or explain one."""
-    from timm_robust.cli import listing
-
-    listing.methods(name, json_)
+    manager = get_manager()
+    if name is None:
+        _show(manager.method_rows(), COLUMNS, json_, "training methods")
+        _hint(json_, "methods NAME", "train with it: timm-robust train --method NAME")
+        return
+    found = manager.defense(name)
+    _explain(found, describe(manager.load_config(name)), "-o NAME=VALUE or method_args={NAME: VALUE}", json_)
+    if found.spec.recommends and not json_:
+        values = ", ".join(f"{key}={value}" for key, value in found.spec.recommends.items())
+        print(f"recommends {values}; overrides any recipe, and is overridden by --epochs, --lr, --activation and --set")
 
 
 @app.command()
 def modifiers(
-    name: Annotated[Optional[str], typer.Argument(help="Explain this modifier and its options.")] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    name: Annotated[Optional[str], typer.Argument(help="Modifier to explain, with its options.")] = None,
+    json_: AsJson = False,
 ) -> None:
-    """List what composes with any method, such as weight perturbation, or explain one."""
-    from timm_robust.cli import listing
-
-    listing.modifiers(name, json_)
+    """List the modifiers, which compose with any method, such as weight perturbation; or explain one."""
+    manager = get_manager()
+    if name is None:
+        rows = [found.row() for found in manager.modifiers().values()]
+        _show(rows, COLUMNS, json_, "modifiers, which compose with any method")
+        _hint(json_, "modifiers NAME", "use it: timm-robust train ... --modifier NAME")
+        return
+    options = describe(manager.load_config(name, ModifierSpec))
+    usage = f"-o {name}.NAME=VALUE or modifiers={{{name!r}: {{NAME: VALUE}}}}"
+    _explain(manager.modifier(name), options, usage, json_)
 
 
 @app.command()
 def distillers(
-    name: Annotated[Optional[str], typer.Argument(help="Explain this distiller and its options.")] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    name: Annotated[Optional[str], typer.Argument(help="Distiller to explain, with its options.")] = None,
+    json_: AsJson = False,
 ) -> None:
-    """List what makes small data sets of large ones, or explain one."""
-    from timm_robust.cli import listing
-
-    listing.distillers(name, json_)
+    """List the distillers, which make small data sets of large ones; or explain one."""
+    manager = get_manager()
+    if name is None:
+        rows = [found.row() for found in manager.distillers().values()]
+        _show(rows, COLUMNS, json_, "distillers, which make small data sets")
+        _hint(json_, "distillers NAME", "use it: timm-robust distill --method NAME ...")
+        return
+    found = manager.distiller(name)
+    options = describe(manager.load_config(name, DistillerSpec))
+    _explain(found, options, "-o NAME=VALUE or method_args={NAME: VALUE}", json_)
+    if found.spec.use and not json_:
+        print(f"train on its images: timm-robust train --model MODEL --data FOLDER {found.spec.use}")
 
 
 @app.command()
-def plugins(json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """List installed plugins, with their state and errors."""
-    from timm_robust.cli import listing
-
-    listing.plugins(json_)
+def plugins(json_: AsJson = False) -> None:
+    """List installed plugins, with their status and errors."""
+    columns = ("name", "kind", "distribution", "version", "status", "offers", "error")
+    _show(get_manager().report(), columns, json_, "plugins")
 
 
 @app.command()
 def recipes(
-    name: Annotated[Optional[str], typer.Argument(help="Explain this recipe line by line.")] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    name: Annotated[Optional[str], typer.Argument(help="Recipe to explain, setting by setting.")] = None,
+    json_: AsJson = False,
 ) -> None:
     """List the named training settings, or explain one."""
-    from timm_robust.cli import listing
-
-    listing.recipes(name, json_)
+    if name is None:
+        rows = [_recipe_row(found) for found in all_recipes().values()]
+        _show(rows, ("name", "summary", "source", "distribution", "error"), json_, "recipes")
+        _hint(json_, "recipes NAME", "train with it: timm-robust train --recipe NAME")
+        return
+    found = find_recipe(name)
+    values = {field.name: field.default for field in fields(Recipe)} | values_of(found)
+    if json_:
+        about = {key: getattr(found.spec, key) for key in ("name", "summary", "source", "use", "departs")}
+        origin = {"distribution": found.distribution, "version": found.version}
+        sources = {setting: found.spec.source_of(setting) for setting in values}
+        _print_json({**about, **origin, "values": values, "sources": sources})
+    else:
+        _explain_recipe(found, values)
 
 
 @app.command()
 def models(
     pattern: Annotated[Optional[str], typer.Argument(help="Wildcard such as 'resnet*' over all timm names.")] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    json_: AsJson = False,
 ) -> None:
-    """List networks that plugins add to timm; with a pattern, search all of timm's (loads timm)."""
-    from timm_robust.cli import listing
+    """List networks that plugins add to timm; with a pattern, search all timm models (loads timm)."""
+    manager = get_manager()
+    if pattern is None:
+        rows = [
+            {"name": model, "summary": found.spec.summary, "distribution": found.distribution}
+            for found in manager.model_specs().values()
+            for model in found.spec.models
+        ]
+        _show(rows, ("name", "summary", "distribution"), json_, "networks that plugins add to timm")
+        if not json_:
+            print("\nevery timm model works too; search their names: timm-robust models 'resnet*'")
+        return
+    manager.register_models()
+    import timm
 
-    listing.models(pattern, json_)
+    names = timm.list_models(pattern if any(c in pattern for c in "*?[") else f"*{pattern}*")
+    if not names:
+        raise UserError(f"no timm model matches {pattern!r}: try a wildcard such as 'resnet*'")
+    if json_:
+        _print_json([{"name": name} for name in names])
+    else:
+        print("\n".join(names))
+
+
+def _explain(found: RegisteredSpec[Any], options: Sequence[OptionInfo], usage: str, as_json: bool) -> None:
+    """One method, modifier or distiller with its options; `usage` says how to set them."""
+    spec = found.spec
+    if as_json:
+        recommends = dict(getattr(spec, "recommends", {}))
+        _print_json(found.row() | {"options": [asdict(option) for option in options], "recommends": recommends})
+        return
+    print(f"{spec.name}: {spec.summary}\n{spec.reference}\nfrom {found.origin}\n")
+    if not options:
+        print("no options")
+        return
+    columns = ("name", "type", "default", "unit", "range", "help", "source")
+    _show([asdict(option) for option in options], columns, False, f"options, as {usage}")
+
+
+def _recipe_row(found: RegisteredSpec[RecipeSpec]) -> dict[str, Any]:
+    """Row of `recipes`; a recipe with bad values is listed with its error and does not hide the others."""
+    row = found.row()
+    row["source"] = row.pop("reference")
+    try:
+        values_of(found)
+    except UserError as error:
+        row |= {"status": "failed", "error": str(error)}
+    return row
+
+
+def _explain_recipe(found: RegisteredSpec[RecipeSpec], values: dict[str, Any]) -> None:
+    """One recipe with the value, source and meaning of each setting."""
+    spec = found.spec
+    print(f"{spec.name}: {spec.summary}\nsource: {spec.source}\nfrom {found.origin}")
+    if spec.use:
+        print(f"train with it: timm-robust train --model MODEL --data DATA {spec.use}")
+    if spec.departs:
+        print(f"departs from its source: {spec.departs}")
+    print()
+    rows = []
+    for info in describe(Recipe):
+        source = spec.source_of(info.name)
+        source = "as above" if source == spec.source else source
+        rows.append({"setting": info.name, "value": values[info.name], "source": source, "meaning": info.help})
+    title = "settings, each changeable with --set NAME=VALUE"
+    _show(rows, ("setting", "value", "source", "meaning"), False, title)
+
+
+def _hint(as_json: bool, explain: str, use: str) -> None:
+    if not as_json:
+        print(f"\nmore about one: timm-robust {explain}      {use}")
+
+
+def _show(rows: Sequence[dict[str, Any]], columns: Sequence[str], as_json: bool, title: str) -> None:
+    """Prints rows as JSON, or as a table of those columns that have any text."""
+    if as_json:
+        _print_json(list(rows))
+        return
+    shown = [column for column in columns if any(_text(row.get(column)) for row in rows)]
+    table = Table(title=title, title_justify="left", show_lines=False)
+    for column in shown:
+        table.add_column(column, no_wrap=column in ("name", "setting"))
+    for row in rows:
+        table.add_row(*(_text(row.get(column)) for column in shown))
+    Console(highlight=False).print(table, markup=False)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value))
+    return "" if value is None else str(value)
+
+
+def _print_json(content: Any) -> None:
+    print(json.dumps(content, indent=2, default=str))

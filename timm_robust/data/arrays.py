@@ -1,4 +1,4 @@
-"""Arrays and tensors of any usual layout -> uint8 NHWC pixels and int64 labels, or one sentence that says why not."""
+"""Conversion of arrays and tensors of any usual layout to uint8 NHWC pixels and int64 labels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def to_pixels(values: Any, what: str) -> np.ndarray:
     Args:
         values: uint8 (or other integers) in 0..255, or floats in [0, 1]; [N, H, W], [N, H, W, 1 or 3] or
             [N, 1 or 3, H, W], as a NumPy array or a tensor. Floats are rounded to the nearest of 256 levels.
-        what: how messages call these images.
+        what: name of the images, for messages.
 
     Returns:
         uint8 [N, H, W, 3]; grey images repeat their channel.

@@ -1,4 +1,4 @@
-"""Crops, mirrors, cutout. Where each falls is drawn from a stream of its own: PyTorch's global one stays untouched."""
+"""Random crops, flips and cutout, drawn from separate random streams: PyTorch's global one stays untouched."""
 
 from __future__ import annotations
 
@@ -11,29 +11,25 @@ from torch import Tensor
 
 from timm_robust.data.batch import View
 
-# Keys of the independent streams of an epoch.
+# Keys of the independent random streams of an epoch.
 ORDER, TABLE, SAMPLE, FIXED = 0, 1, 2, 3
-# Those of draws for each sample, and of the permutations of a mixture.
+# Keys of draws per sample, and of the permutations of a mixture.
 CORNERS, BATCHED, REAL, EXTRA = 4, 5, 6, 7
-
-CROPPED = ("crop-flip", "crop", "cutout")
-FLIPPED = ("crop-flip", "flip", "cutout", "inception")
-"""Augmentations with a random crop of the padded image, and with a mirror."""
 
 
 def stream(seed: int, epoch: int, *key: int) -> np.random.Generator:
-    """The random stream of (seed, epoch, key); it depends on nothing else, so a resumed run draws the same."""
+    """Random stream of (seed, epoch, key); it depends on nothing else, so a resumed run draws the same."""
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed % 2**63, epoch, *key))))
 
 
 def uniforms(seed: int, key: int, turn: np.ndarray, index: np.ndarray, count: int) -> np.ndarray:
-    """`count` uniform numbers for each sample, which depend on nothing but the arguments at its place.
+    """`count` uniform numbers per sample, which depend on nothing but the sample's own arguments.
 
-    They lie at the sample's own place in one SplitMix64 sequence, of which any part can be had without what is before:
-    no table over the whole training set, and the same numbers in whatever batch, process or worker the sample comes.
+    They are the sample's own part of one SplitMix64 sequence, any part of which is computed without what precedes it:
+    no table over the whole training set, and the same numbers in every batch, process or worker.
 
     Args:
-        turn: int64 [B], below 2^25; how often the sample has come before, usually the epoch.
+        turn: int64 [B], below 2^25; number of times that the sample has come before, usually the epoch.
         index: int64 [B], below 2^32.
         count: at most 128.
 
@@ -54,23 +50,23 @@ def below(draws: np.ndarray, bound: np.ndarray | int) -> np.ndarray:
 
 
 def scaled_pad(pad: int, size: int) -> int:
-    """Padding in pixels at `size`, from the padding of 32-pixel images; at least 1 where any is asked for."""
+    """Padding in pixels at `size`, from the padding of 32-pixel images; at least 1 unless it is 0."""
     return max(1, round(pad * size / 32)) if pad > 0 else 0
 
 
 def crop_table(n: int, pad: int, flip: bool, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where all samples of an epoch are cropped: top and left, int64 [n] in 0..2*pad, and mirrors, bool [n]."""
+    """Crops of all samples of an epoch: top and left, int64 [n] in 0..2*pad, and flips, bool [n]."""
     draws = stream(seed, epoch, TABLE).random((3, n), dtype=np.float32)
     corners = (draws[:2] * (2 * pad + 1)).astype(np.int64)
     return corners[0], corners[1], (draws[2] < 0.5) & flip
 
 
 def pad_images(pixels: Tensor, pad: int, mode: str) -> Tensor:
-    """Images with a border.
+    """Images with padding on each side.
 
     Args:
         pixels: uint8 [N, H, W, C].
-        pad: width of the border, smaller than the images where it reflects.
+        pad: width of the padding in pixels, smaller than the image if it reflects.
         mode: "zeros" or "reflect".
 
     Returns:
@@ -90,13 +86,13 @@ def pad_images(pixels: Tensor, pad: int, mode: str) -> Tensor:
 
 
 def crop_and_flip(pixels: Tensor, index: Tensor, view: View, size: int) -> Tensor:
-    """The views of some images, all in one gather.
+    """Crops of some images, all in one gather.
 
     Args:
         pixels: uint8 [N, F, F, C], padded, contiguous.
-        index: int64 [B], which images.
-        view: where the crops lie; their height and width are `size`.
-        size: pixels of a side.
+        index: int64 [B], positions of the images.
+        view: crops and flips; their height and width are `size`.
+        size: side in pixels.
 
     Returns:
         uint8 [B, C, size, size] in channels_last strides.
@@ -112,7 +108,7 @@ def crop_and_flip(pixels: Tensor, index: Tensor, view: View, size: int) -> Tenso
 
 
 def blank(images: Tensor, boxes: Tensor) -> Tensor:
-    """Puts a box of zeros into each image, in place.
+    """Sets a box of each image to zero, in place.
 
     Args:
         images: uint8 [B, C, H, W].
@@ -125,7 +121,7 @@ def blank(images: Tensor, boxes: Tensor) -> Tensor:
 
 
 def cutout_boxes(draws: np.ndarray, side: int, size: int) -> np.ndarray:
-    """Squares of `side` pixels around pixels drawn uniformly, so that those near the border are smaller inside.
+    """Squares of `side` pixels around pixels drawn uniformly; those near the border reach over it.
 
     Args:
         draws: [2, B], uniform in [0, 1).
@@ -138,19 +134,20 @@ def cutout_boxes(draws: np.ndarray, side: int, size: int) -> np.ndarray:
 
 
 def on_device(values: Tensor, device: torch.device) -> Tensor:
-    """A tensor there; a GPU's copy goes on by itself, from pinned memory."""
+    """Copy of a tensor on the device; asynchronous from pinned memory on a GPU."""
     return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
 def inception_box(
     width: int, height: int, random: np.random.Generator, *, smallest: float = 0.08, longest: float = 4 / 3
 ) -> tuple[int, int, int, int]:
-    """A random part of an image: 8 to 100 % of its area, sides 3/4 to 4/3, as torchvision's RandomResizedCrop.
+    """Random part of an image: 8 to 100 % of its area, aspect ratio 3/4 to 4/3, as torchvision's RandomResizedCrop.
 
     Args:
-        width, height: of the image, in pixels.
-        smallest: share of the area that a part has at least.
-        longest: ratio of the sides that a part has at most, one way or the other; 1 for squares.
+        width, height: size of the image, in pixels.
+        random: source of randomness.
+        smallest: smallest share of the area.
+        longest: largest aspect ratio, in either direction; 1 for squares.
 
     Returns:
         top, left, height, width in pixels.
@@ -167,7 +164,7 @@ def inception_box(
 
 
 def apply_box(image: Image.Image, box: tuple[int, int, int, int], flip: bool, size: int) -> Image.Image:
-    """The part `box` (top, left, height, width), scaled to `size` (bilinear, antialias) and perhaps mirrored."""
+    """The part `box` (top, left, height, width), scaled to `size` (bilinear, antialias), flipped if `flip`."""
     top, left, height, width = box
     part = image.crop((left, top, left + width, top + height))
     if part.size != (size, size):

@@ -1,4 +1,4 @@
-"""What every loader yields: a `Batch`, with the `View` that says how each image was cropped and flipped."""
+"""Batches that loaders yield: a `Batch`, with the `View` that says how each image was cropped and flipped."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class View:
-    """The geometry of each sample's augmentation, so that per-sample perturbations can follow their image.
+    """Geometry of each sample's augmentation, so that per-sample perturbations can follow their image.
 
     Coordinates are pixels of the *source frame*: for small images the padded image (`pad` pixels on each side),
-    for large ones the stored image. Where pixels move in other ways too (`idbh`), a view has the mirror only, and the
+    for large ones the stored image. If pixels move in other ways too (`idbh`), a view has the flip only, and the
     loader's `frame_size` is None: nothing can be carried along.
 
     Attributes:
         top, left: int64 [B], upper left corner of the crop in the source frame.
-        height, width: int64 [B], size of the crop in the source frame (the image size where nothing is resized).
+        height, width: int64 [B], size of the crop in the source frame (the image size if nothing is resized).
         flip: bool [B], whether the crop was mirrored horizontally, after cropping.
     """
 
@@ -40,11 +40,11 @@ class Batch:
     """One batch on the run's device.
 
     Attributes:
-        images: float32 [B, C, H, W] in [0, 1], channels_last strides where the recipe asks for them.
+        images: float32 [B, C, H, W] in [0, 1], channels last if the run is.
         targets: int64 [B], class numbers.
         index: int64 [B], position of each sample in the training set, stable across epochs, workers and resume; extra
-            images are numbered after the real ones, and stand after them in the batch.
-        view: the augmentation's geometry; None for evaluation batches.
+            images are numbered after the real ones, and follow them in the batch.
+        view: geometry of the augmentation; None for evaluation batches.
     """
 
     images: Tensor

@@ -1,25 +1,22 @@
-"""`load_data`: raw splits become a `DataBundle` with a held-out validation split, one image size and statistics."""
+"""Data of a run: `load_data` makes raw splits a `DataBundle` with a validation split, one image size and statistics."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from timm_robust.data.images import SMALL, Images, SomeImages, native_size
-from timm_robust.data.raw import RawData, RawSplit
-from timm_robust.data.sources import read_source
+from timm_robust.data.raw import Distilled, RawData, RawSplit
+from timm_robust.data.read import read_source
 from timm_robust.data.split import evaluation_order, held_out_size, hold_out
 from timm_robust.data.streaming import decode_all
 from timm_robust.errors import UserError
 from timm_robust.utils.progress import Progress
-
-if TYPE_CHECKING:
-    from timm_robust.data.distilled import Distilled
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -30,11 +27,11 @@ class Split:
     """Labelled images of one size.
 
     Attributes:
-        images: the images as stored, by position.
-        labels: int64 [N], class numbers.
-        image_size: pixels of a side, after scaling.
-        pixels: uint8 [N, size, size, 3] on the run's device; None where the images stream.
-        true_labels: int64 [N], as the source gave them where `labels` have noise on purpose; None without.
+        images: images as stored, by position.
+        labels: class numbers, int64 [N].
+        image_size: side in pixels, after scaling.
+        pixels: uint8 [N, size, size, 3] on the run's device; None if the images stream.
+        true_labels: int64 [N], labels before label noise was added; None without noise.
     """
 
     images: Images
@@ -52,12 +49,12 @@ class Split:
         return self.pixels is not None
 
     def name(self, position: int) -> str:
-        """Where an image came from: its file relative to the data folder, or the split and place in the source."""
+        """Origin of an image: its file relative to the data folder, or the split and position in the source."""
         return self.images.name(position)
 
     @property
     def source_names(self) -> list[str]:
-        """`name` of each image, in order, so that verdicts can be traced."""
+        """`name` of each image, in order, so that per-image results can be traced."""
         return [self.images.name(i) for i in range(len(self))]
 
 
@@ -66,9 +63,9 @@ class Extra:
     """Extra or generated images, which fill a share of each training batch.
 
     Attributes:
-        name: as the user named them, for records.
-        split: the images; `pixels`, where the real ones have theirs on the device, stay on the host.
-        share: of each batch, between 0 and 1.
+        name: name as given, for records.
+        split: the images; their `pixels` stay on the host, even if those of the real images are on the device.
+        share: share of each batch, between 0 and 1.
     """
 
     name: str
@@ -78,20 +75,21 @@ class Extra:
 
 @dataclass(frozen=True, eq=False)
 class DataBundle:
-    """What a run knows about its data.
+    """Data of a run.
 
     Attributes:
-        name: the data as the user named it, for records.
-        class_names: one per class; their order gives the class numbers.
-        image_size: pixels of a side.
-        mean, std: per channel, of the training images in [0, 1]; ImageNet's where images stream.
-        train: what is learned from. `Batch.index` counts its positions.
-        val: held out from training or given by the source; for selecting, never for learning.
-        test: for the final numbers only.
-        val_indices: int64, positions of `val` among the readable images of the source's training split; None where the
+        name: name as given, for records.
+        class_names: one name per class; their order gives the class numbers.
+        image_size: side in pixels.
+        mean, std: mean and standard deviation per channel, of the training images in [0, 1]; ImageNet's if images
+            stream.
+        train: training split. `Batch.index` counts its positions.
+        val: validation split, held out from training or given by the source; for model selection, never for training.
+        test: test split, for the final numbers only.
+        val_indices: int64, positions of `val` among the readable images of the source's training split; None if the
             source gave `val` itself.
-        extra: trained on beside `train`; `Batch.index` numbers them after it.
-        distilled: how `train` was made, where it was distilled from other data; None elsewhere.
+        extra: extra training images; `Batch.index` numbers them after `train`.
+        distilled: provenance of `train`, if it was distilled from other data.
     """
 
     name: str
@@ -113,7 +111,7 @@ class DataBundle:
 
     @property
     def num_train(self) -> int:
-        """Images that `Batch.index` numbers, real and extra."""
+        """Number of images that `Batch.index` counts, real and extra."""
         return len(self.train) + (len(self.extra.split) if self.extra else 0)
 
 
@@ -132,30 +130,30 @@ def load_data(
     stream: bool = False,
     progress: Progress | None = None,
 ) -> DataBundle:
-    """Training, validation and test splits of some data.
+    """Training, validation and test splits of a data set.
 
     Args:
         data: "digits"; a folder `train/CLASS/*` with `val/CLASS/*`, `test/CLASS/*` or both; a `.npz` in MedMNIST's
             convention; a timm data set name such as "torch/cifar10"; a pair (train, test) or a dict with train, test
-            and perhaps val, of map-style data sets or of (images, labels) tensors. Images are uint8 or in [0, 1]. A
-            folder of distilled data has the validation and test images of the data that it was distilled from.
+            and optionally val, of map-style data sets or of (images, labels) tensors. Images are uint8 or in [0, 1]. A
+            folder of distilled data has the validation and test images of the data set that it was distilled from.
             A single split beside training is the test split, and validation is held out from training.
-        image_size: pixels of a side; by default the images' own where they share one, else 224.
-        seed: key of the held-out validation split; the test split never depends on it.
-        device: where small images live.
-        val_examples: size of the held-out split, where the source gives no validation split; by default 10 % of
-            training, at most 1,000 images or two per class.
-        data_dir: where timm data sets are kept.
-        download: fetch a timm data set that is not there yet.
-        resident_limit_bytes: images that need more stream from where they are, as do those above 64 pixels.
-        workers: processes that decode small images; by default one per core where there are many.
-        test_only: leave training and validation images undecoded, for whoever measures only; a folder then needs no
-            train/.
-        stream: leave all images where they are, small ones too, for whoever reads a few.
-        progress: called while each split is decoded, in images.
+        image_size: side in pixels; default: the images' own if they share one, else 224.
+        seed: random seed of the held-out validation split; the test split never depends on it.
+        device: device that holds small images.
+        val_examples: size of the held-out split, if the source gives no validation split; default: 10 % of training,
+            at most 1,000 images or two per class.
+        data_dir: root folder of timm data sets.
+        download: download a missing timm data set.
+        resident_limit_bytes: memory limit for images on the device; larger data sets stream, as do images above 64
+            pixels.
+        workers: number of processes that decode small images; default: one per core if there are many images.
+        test_only: leave training and validation images undecoded, for evaluation; a folder then needs no train/.
+        stream: stream all images, small ones too, for callers that read only a few.
+        progress: callback while each split is decoded, in images.
 
     Raises:
-        UserError: no such data, or data that a run would go wrong on.
+        UserError: no such data, or data that no run can use.
     """
     if image_size is not None and image_size < 1:
         raise UserError(f"image size {image_size} is out of range: expected at least 1 pixel")
@@ -198,7 +196,7 @@ def _val_size(train: RawSplit, classes: int, wanted: int | None) -> int:
 
 
 def _check_classes(raw: RawData) -> tuple[str, ...]:
-    """Names of all classes, after making sure that the splits agree on them."""
+    """Class names, after checking that the splits agree on the classes."""
     for key, part in raw.splits().items():
         if not len(part.labels):
             raise UserError(f"the {key} split of {raw.name!r} is empty: expected at least one image per class")

@@ -1,7 +1,7 @@
-"""What is trained on beside the real images: a folder, an .npz, a data set by name, tensors -> `Extra`.
+"""Extra training images, such as generated ones: a folder, an .npz, a data set by name or tensors -> `Extra`.
 
-Small images stay on the host as one uint8 array, and on the disk where an .npz is not compressed: a million of them
-take no memory of the device, and processes on one machine share them.
+Small images stay on the host as one uint8 array, or on disk if an .npz is not compressed: a million of them take no
+device memory, and processes on one machine share them.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ import numpy as np
 import torch
 
 from timm_robust.data.bundle import DataBundle, Extra, Split
-from timm_robust.data.distilled import read_record, training_images
+from timm_robust.data.class_order import match_classes
+from timm_robust.data.distilled import read_manifest, training_images
 from timm_robust.data.raw import RawSplit
-from timm_robust.data.sources import folder_split, from_arrays, is_known, not_found, one_split, read_source, subfolders
+from timm_robust.data.read import is_known, not_found, read_source
+from timm_robust.data.sources import folder_split, from_arrays, one_split, subfolders
 from timm_robust.data.streaming import decode_all
-from timm_robust.errors import UserError, unknown
+from timm_robust.errors import UserError
 from timm_robust.utils.progress import Progress
 
 NPZ_KEYS = (("train_images", "train_labels"), ("image", "label"), ("images", "labels"))
@@ -39,13 +41,13 @@ def add_extra(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> DataBundle:
-    """The bundle with extra images to train on, at its image size and with its class numbers.
+    """The bundle with extra training images, at its image size and with its class numbers.
 
     Args:
-        bundle: the real data; validation and test splits stay as they are.
+        bundle: real data; validation and test splits stay as they are.
         data: a folder `CLASS/*` or `train/CLASS/*`; an .npz with a pair of `NPZ_KEYS`; a data set by name, of which the
             training split is taken; a map-style data set, or a pair of tensors (images, labels).
-        share: of each batch, between 0 and 1.
+        share: share of each batch, between 0 and 1.
         data_dir, download, workers, progress: as in `load_data`.
 
     Raises:
@@ -53,7 +55,7 @@ def add_extra(
     """
     if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share < 1:
         raise UserError(f"extra_share is {share!r}: expected a number between 0 and 1, such as 0.7")
-    name, raw, names = _read(data, bundle, data_dir, download)
+    name, raw, names = _read(data, data_dir, download)
     labels = _numbered(name, raw.labels, names, bundle)
     pixels = None
     if bundle.train.resident:
@@ -67,9 +69,9 @@ def add_extra(
 
 
 def _read(
-    data: Any, bundle: DataBundle, data_dir: str | os.PathLike[str] | None, download: bool
+    data: Any, data_dir: str | os.PathLike[str] | None, download: bool
 ) -> tuple[str, RawSplit, tuple[str, ...] | None]:
-    """Name, images, and the names of their classes where they have some."""
+    """Name, images, and class names if there are any."""
     if not isinstance(data, (str, os.PathLike)):
         names = getattr(data, "classes", None)
         label = "arrays" if isinstance(data, (tuple, list)) else type(data).__name__
@@ -80,14 +82,14 @@ def _read(
         source = read_source(name, data_dir=data_dir, download=download)
         return name, source.train, source.class_names
     if path.is_dir():
-        if record := read_record(path):
-            names, images = training_images(path, name, record)
+        if manifest := read_manifest(path):
+            names, images = training_images(path, name, manifest)
             return name, images, names
         inside = "train" if (path / "train").is_dir() else "."
-        if not subfolders(path / inside):
+        classes = tuple(sorted(subfolders(path / inside)))
+        if not classes:
             raise UserError(f"extra data {name!r} has no class folders: expected CLASS/* or train/CLASS/* in it")
-        classes = bundle.class_names
-        return name, folder_split(path, inside, classes, name, hint=f"{bundle.name} lacks it"), classes
+        return name, folder_split(path, inside, classes, name), classes
     if path.is_file() and path.suffix.lower() == ".npz":
         return name, _from_npz(path, name), None
     if path.exists():
@@ -110,7 +112,7 @@ def _from_npz(path: Path, name: str) -> RawSplit:
 
 
 def _array(path: Path, archive: Any, key: str) -> np.ndarray:
-    """An array of an .npz: mapped from the disk where it is not compressed, else in memory."""
+    """An array of an .npz: memory-mapped if it is not compressed."""
     member = archive.zip.getinfo(f"{key}.npy")
     if member.compress_type != zipfile.ZIP_STORED:
         return archive[key]
@@ -126,18 +128,21 @@ def _array(path: Path, archive: Any, key: str) -> np.ndarray:
 
 
 def _numbered(name: str, labels: np.ndarray, names: tuple[str, ...] | None, bundle: DataBundle) -> np.ndarray:
-    """The real data's class numbers, int64 [N]: by the classes' names, or as they are where they have none."""
+    """Labels in the class numbers of the real data, int64 [N]; see `match_classes`."""
     if not len(labels):
         raise UserError(f"extra data {name!r} is empty: expected at least one image")
-    names = names or bundle.class_names
-    if labels.max() >= len(names):
+    count = len(names or bundle.class_names)
+    if labels.max() >= count:
         raise UserError(
-            f"extra data {name!r} has class number {labels.max()}, but there are {len(names)} classes: expected 0 to "
-            f"{len(names) - 1}"
+            f"extra data {name!r} has class number {labels.max()}, but there are {count} classes: expected 0 to "
+            f"{count - 1}"
         )
-    numbers = np.full(len(names), -1)
-    for number in np.unique(labels):
-        if names[number] not in bundle.class_names:
-            raise unknown(f"class of extra data {name!r}", names[number], bundle.class_names)
-        numbers[number] = bundle.class_names.index(names[number])
-    return numbers[labels]
+    numbers = match_classes(
+        bundle.class_names,
+        names,
+        owner=f"data {bundle.name!r}",
+        data=f"extra data {name!r}",
+        remedy="expected class folders with the names of the data's classes",
+        used=np.unique(labels).tolist(),
+    )
+    return labels if numbers is None else np.array(numbers)[labels]

@@ -1,9 +1,9 @@
-"""IDBH, batched on the device: mirror, CropShift, one operation on colour or shape, random erasing.
+"""IDBH augmentation, batched on the device: flip, CropShift, one colour or shape operation, random erasing.
 
 L. Li and M. Spratling, Data Augmentation Alone Can Improve Adversarial Training, ICLR 2023.
 
-All draws come from the host: how many images get each operation is known there, and nothing waits for the device.
-On 8-bit images, and to the last bit what PIL gives: shapes are found in its 16.16 fixed point.
+All draws are made on the host, which then knows how many images get each operation, so nothing waits for the device.
+Works on 8-bit images and equals PIL to the last bit: shape operations use its 16.16 fixed point.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from torch import Tensor
 from timm_robust.data.augment import below, blank, on_device
 
 ATTEMPTS = 10
-"""Boxes that random erasing draws before it gives up, as torchvision's."""
+"""Boxes that random erasing draws before it gives up, as in torchvision."""
 
 DRAWS = 14 + 2 * ATTEMPTS
-"""Uniform numbers for each image."""
+"""Uniform numbers per image."""
 
 
 ONE = 2**16
@@ -29,7 +29,7 @@ ONE = 2**16
 
 @dataclass(frozen=True)
 class Operation:
-    """One colour or shape operation: how often, and the range of its factor, angle in radians or degrees."""
+    """One colour or shape operation: its probability, and the range of its factor, or angle in radians or degrees."""
 
     name: str
     probability: float
@@ -39,13 +39,13 @@ class Operation:
 
 @dataclass(frozen=True)
 class Variant:
-    """Settings for a kind of images.
+    """Settings of one variant.
 
     Attributes:
-        shift: rows and columns that CropShift takes away together stay below this, for 32-pixel images.
-        operations: one of them for each image; their probabilities sum to 1.
+        shift: exclusive upper bound of the rows, and of the columns, that CropShift removes, for 32-pixel images.
+        operations: operations of which each image gets one; their probabilities sum to 1.
         erase: probability of random erasing.
-        area: range of the erased share of an image, where the box is not too long for it.
+        area: range of the erased share of an image.
     """
 
     shift: int
@@ -85,15 +85,15 @@ VARIANTS = {
 
 @dataclass(frozen=True)
 class Plan:
-    """What happens to each image of a batch. The images are listed by operation, so that each has a slice of them.
+    """Augmentation of each image of a batch, sorted by operation, so that each operation gets a slice.
 
     Attributes:
         order: int64 [B], positions in the batch.
-        counts: images of each operation, in the order of the variant's.
+        counts: number of images of each operation, in the variant's order.
         geometry: int32 [10, B]: from a pixel's (x, y) to the column and the row that it comes from, in fixed point (for
             each: what x adds, what y adds, the start), and the first and last row and column that are kept.
-        erase: int32 [4, B], boxes as `blank` takes them.
-        factor: float32 [B], of the colour operations.
+        erase: int32 [4, B], boxes for `blank`.
+        factor: float32 [B], factors of the colour operations.
         flip: bool [B], in the order of the batch.
     """
 
@@ -106,10 +106,11 @@ class Plan:
 
 
 def make_plan(variant: Variant, size: int, draws: np.ndarray) -> Plan:
-    """What happens to each image.
+    """Draws the augmentation of each image.
 
     Args:
-        size: pixels of a side.
+        variant: settings.
+        size: side in pixels.
         draws: float64 [DRAWS, B], uniform in [0, 1).
     """
     rows = iter(draws)
@@ -172,7 +173,7 @@ def _fixed_point(matrix: np.ndarray, size: int) -> np.ndarray:
 
 
 def _erasing_boxes(draws: np.ndarray, area: tuple[float, float], size: int) -> np.ndarray:
-    """The first box of each image that fits, of area `area` and sides 0.3 to 3.3; an empty one where none does.
+    """The first box of each image that fits, of area `area` and aspect ratio 0.3 to 3.3; an empty one if none does.
 
     Args:
         draws: [2 ATTEMPTS + 2, B].
@@ -216,7 +217,7 @@ def apply(plan: Plan, variant: Variant, images: Tensor) -> Tensor:
 
 
 def _move(images: Tensor, geometry: Tensor) -> Tensor:
-    """Mirror, CropShift and shape operation in one gather; what comes from outside is black."""
+    """Flip, CropShift and shape operation in one gather; pixels from outside are black."""
     size = images.shape[-1]
     xx, xy, x0, yx, yy, y0, top, left, bottom, right = geometry[:, :, None, None]
     x = torch.arange(size, dtype=torch.int32, device=images.device)
@@ -231,7 +232,7 @@ def _move(images: Tensor, geometry: Tensor) -> Tensor:
 
 
 def _blend(other: Tensor, images: Tensor, factor: Tensor) -> Tensor:
-    """From `other` (factor 0) over the images (1) and beyond; cut off, not rounded, as PIL does."""
+    """Interpolation from `other` (factor 0) to the images (1), and extrapolation; truncated, as in PIL."""
     other = other.float()
     return (other + factor[:, None, None, None] * (images.float() - other)).clamp_(0, 255).to(torch.uint8)
 
@@ -251,7 +252,7 @@ def brightness(images: Tensor, factor: Tensor) -> Tensor:
 
 
 def contrast(images: Tensor, factor: Tensor) -> Tensor:
-    """Away from or towards the mean of the luma, rounded."""
+    """Blend with the mean luma, rounded."""
     grey = _grey(images)
     count = grey[0].numel()
     mean = (2 * grey.sum((1, 2, 3), keepdim=True) + count) // (2 * count)
@@ -259,7 +260,7 @@ def contrast(images: Tensor, factor: Tensor) -> Tensor:
 
 
 def sharpness(images: Tensor, factor: Tensor) -> Tensor:
-    """Away from or towards the image smoothed by [1 1 1; 1 5 1; 1 1 1] / 13, which leaves the border as it is."""
+    """Blend with the image smoothed by [1 1 1; 1 5 1; 1 1 1] / 13, which leaves the border as it is."""
     smooth = images.float()
     if min(images.shape[2:]) > 2:
         pixels = images.to(torch.int16)
@@ -278,7 +279,7 @@ def autocontrast(images: Tensor, factor: Tensor) -> Tensor:
 
 
 def equalize(images: Tensor, factor: Tensor) -> Tensor:
-    """Each channel's histogram made flat."""
+    """Histogram equalisation of each channel."""
     levels = images.flatten(2).long()
     counts = levels.new_zeros(*levels.shape[:2], 256).scatter_add_(2, levels, torch.ones_like(levels))
     brightest = counts.gather(2, levels.amax(2, keepdim=True))

@@ -1,4 +1,4 @@
-"""Where single images come from: arrays, files, map-style data sets. Each reads as RGB; `fit` brings it to size."""
+"""Access to single images of arrays, files and map-style data sets, read as RGB; `fit` scales and crops them."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from timm_robust.data.arrays import to_pixels
 from timm_robust.errors import UserError
 
 SMALL = 64
-"""Images of at most this many pixels are kept whole and on the device; larger ones stream."""
+"""Side in pixels up to which images are small: they are kept whole and on the device, and get the small-image stem."""
 
 CROP_SHARE = 0.875
-"""Larger images are evaluated on their central part: 224 of 256 pixels, as timm and RobustBench do."""
+"""Central crop on which larger images are evaluated: 224 of 256 pixels, as in timm and RobustBench."""
 
 
 class Unreadable(Exception):
-    """An image that cannot be decoded; the run goes on without it."""
+    """Image that cannot be decoded; the run continues without it."""
 
     def __init__(self, name: str, reason: object) -> None:
         super().__init__(name, str(reason))
@@ -36,7 +36,7 @@ class Unreadable(Exception):
 class Images(Protocol):
     """Images by position.
 
-    `read` gives an RGB image and `shape` its (width, height); both raise `Unreadable`. `name` says where it came from.
+    `read` returns an RGB image and `shape` its (width, height); both raise `Unreadable`. `name` is the image's origin.
     """
 
     def __len__(self) -> int: ...
@@ -98,7 +98,7 @@ class FileImages:
 
 @dataclass(frozen=True)
 class DatasetImages:
-    """The images of a map-style data set of (image, class number) pairs."""
+    """Images of a map-style data set of (image, class number) pairs."""
 
     dataset: Any
     origin: str
@@ -129,7 +129,7 @@ class DatasetImages:
 
 @dataclass(frozen=True)
 class SomeImages:
-    """The images at `positions` of others, in that order."""
+    """Images at `positions` of others, in that order."""
 
     images: Images
     positions: np.ndarray
@@ -149,7 +149,7 @@ class SomeImages:
 
 @dataclass(frozen=True)
 class ChainedImages:
-    """The images of one source, and after them those of another."""
+    """Images of one source, followed by those of another."""
 
     first: Images
     second: Images
@@ -174,14 +174,14 @@ class ChainedImages:
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """The decoded image in 8-bit RGB; 16-bit grey keeps its upper byte, where PIL would clip at 255."""
+    """Decoded image in 8-bit RGB; 16-bit grey keeps its upper byte, where PIL would clip at 255."""
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
     return image.convert("RGB")
 
 
 def fit(image: Image.Image, size: int) -> Image.Image:
-    """The evaluation view, [size, size]: the image as it is, or else scaled (bilinear, antialias) and cropped.
+    """Evaluation view, [size, size]: the image as it is if it fits, else scaled (bilinear, antialias) and cropped.
 
     Small images keep their whole shorter side, larger ones lose a margin (`CROP_SHARE`).
     """
@@ -197,7 +197,7 @@ def fit(image: Image.Image, size: int) -> Image.Image:
 
 
 def native_size(images: Images, probes: int = 256) -> int | None:
-    """The shorter side that all images share, judged by up to `probes` of them; None where they differ."""
+    """Shorter side that all images share, judged by up to `probes` of them; None if they differ."""
     sizes = set()
     for i in np.unique(np.linspace(0, len(images) - 1, probes).astype(int)):
         try:
@@ -210,5 +210,5 @@ def native_size(images: Images, probes: int = 256) -> int | None:
 
 
 def available_cpus() -> int:
-    """Processor cores that this process may use."""
+    """Number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -18,9 +18,7 @@ from timm_robust.data import idbh
 from timm_robust.data.augment import (
     BATCHED,
     CORNERS,
-    CROPPED,
     FIXED,
-    FLIPPED,
     ORDER,
     below,
     blank,
@@ -33,22 +31,22 @@ from timm_robust.data.augment import (
     stream,
     uniforms,
 )
+from timm_robust.data.augmentations import AUGMENTATIONS, CROPPED, FLIPPED
 from timm_robust.data.batch import Batch, View
 from timm_robust.data.bundle import Extra, Split
 from timm_robust.data.images import ChainedImages, SomeImages
 from timm_robust.data.mixing import count_steps, extra_count, mixed_order
 from timm_robust.data.streaming import AugmentSettings, Stream
 from timm_robust.errors import UserError, unknown
-from timm_robust.recipes.recipe import AUGMENTATIONS
 
 
 class TrainLoader(Protocol):
-    """Batches of one process, epoch by epoch.
+    """Training batches of one process, epoch by epoch.
 
     Attributes:
         pad: pixels added on each side before cropping, after scaling to the image size.
-        frame_size: side of the source frame that `View` coordinates count in; None where each image has its own, or
-            where pixels also move in ways that a view does not say.
+        frame_size: side of the source frame in which `View` coordinates count; None if each image has its own, or if
+            pixels also move in ways that a view does not describe.
     """
 
     pad: int
@@ -87,19 +85,20 @@ def make_train_loader(
     """Augmented batches for training.
 
     Args:
-        split: usually `DataBundle.train`.
+        split: training split, usually `DataBundle.train`.
         batch_size: images per batch and process. A last batch of one image per process is left out (BatchNorm).
-        augment: "crop-flip", "crop", "flip", "none"; "cutout" (crop-flip, then a square of zeros); "idbh-weak" (or
-            "idbh"), "idbh-strong", "idbh-svhn"; "inception" (a random part of the stored image, scaled).
-        pad: border before the random crop, in pixels of 32-pixel images; scales with the image size.
-        pad_mode: "zeros" or "reflect".
-        cutout_size: side of cutout's square, as a share of the image's.
-        seed: key of order and augmentation, with the epoch.
-        device: where batches are wanted; resident pixels must be there.
-        channels_last: strides of the images.
-        workers: processes that decode streamed images; by default one per core, at most 8. 0 decodes in this one.
+        augment: one of `AUGMENTATIONS`: "crop-flip", "crop", "flip", "none"; "cutout" (crop-flip, then a square of
+            zeros); "idbh-weak" (or "idbh"), "idbh-strong", "idbh-svhn"; "inception" (a random part of the stored image,
+            scaled).
+        pad: padding before the random crop, in pixels of 32-pixel images; scales with the image size.
+        pad_mode: content of the padding, "zeros" or "reflect".
+        cutout_size: side of cutout's square, as a fraction of the image's.
+        seed: random seed of order and augmentation, together with the epoch.
+        device: device of the batches; resident pixels must be there.
+        channels_last: memory format of the images.
+        workers: number of processes that decode streamed images; default: one per core, at most 8. 0: in this process.
         shard: (rank, number of processes).
-        extra: usually `DataBundle.extra`; fills its share of each batch, after the real images.
+        extra: extra images, usually `DataBundle.extra`, which fill their share of each batch, after the real ones.
 
     Raises:
         UserError: unknown augmentation, fewer than two images per process, or batches too small for the extra's share.
@@ -112,9 +111,9 @@ def make_train_loader(
     if pad_mode == "reflect" and pad >= split.image_size:
         raise UserError(f"pad is {pad} pixels at size {split.image_size}: expected less than the size, to reflect")
     cutout = max(1, round(cutout_size * split.image_size)) if augment == "cutout" and cutout_size else 0
-    geometry = AugmentSettings(augment, pad, pad_mode, seed, cutout)
+    augmentation = AugmentSettings(augment, pad, pad_mode, seed, cutout)
     kind = ResidentTrainLoader if split.resident and augment != "inception" else StreamTrainLoader
-    return kind(split, geometry, batch_size, torch.device(device), channels_last, shard, workers, extra)
+    return kind(split, augmentation, batch_size, torch.device(device), channels_last, shard, workers, extra)
 
 
 def make_eval_loader(
@@ -126,12 +125,12 @@ def make_eval_loader(
     channels_last: bool = False,
     workers: int | None = None,
 ) -> EvalLoader:
-    """Batches of the first `n_examples` images, all by default, in the order of the split.
+    """Batches of the first `n_examples` images (default: all), in the order of the split.
 
-    Streamed images that cannot be read are warned about and left out; `Batch.index` tells which remain.
+    Streamed images that cannot be read are warned about and left out; `Batch.index` says which remain.
 
     Raises:
-        UserError: more images wanted than there are.
+        UserError: more images asked for than the split has.
     """
     n = len(split) if n_examples is None else n_examples
     _check_count(n, split)
@@ -139,24 +138,24 @@ def make_eval_loader(
 
 
 def as_tensors(split: Split, n: int | None = None) -> tuple[Tensor, Tensor]:
-    """The first `n` images (all by default) as AutoAttack wants them.
+    """The first `n` images (default: all) as tensors, as AutoAttack takes them.
 
     Returns:
         images, float32 [n, C, H, W] in [0, 1], contiguous, and labels, int64 [n]; on the device of resident pixels,
         else on the CPU. Unreadable streamed images are left out.
 
     Raises:
-        UserError: more images wanted than there are.
+        UserError: more images asked for than the split has.
     """
     batches = list(make_eval_loader(split, batch_size=256, n_examples=n, device=_home(split)))
     return torch.cat([batch.images for batch in batches]), torch.cat([batch.targets for batch in batches])
 
 
 def sample(split: Split, n: int, *, seed: int = 0, device: torch.device | str = "cpu") -> Batch:
-    """Some images drawn from all over a split, without augmentation; the same for equal seeds.
+    """A random sample of a split, without augmentation; the same for equal seeds.
 
     Args:
-        n: how many; all where the split has fewer.
+        n: number of images; all if the split has fewer.
     """
     part, _ = some(split, n, seed)
     return next(iter(make_eval_loader(part, batch_size=len(part), device=device)))
@@ -181,7 +180,7 @@ def _check_count(n: int, split: Split) -> None:
 
 
 def to_float(pixels: Tensor, channels_last: bool) -> Tensor:
-    """uint8 [B, C, H, W] in 0..255 -> float32 in [0, 1], in the strides asked for."""
+    """uint8 [B, C, H, W] in 0..255 -> float32 in [0, 1], channels last or contiguous."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
     return pixels.to(torch.float32, memory_format=layout).div_(255)
 
@@ -193,10 +192,11 @@ def count_batches(n: int, batch_size: int, world: int) -> int:
 
 
 def epoch_order(n: int, batch_size: int, seed: int, epoch: int, shard: tuple[int, int]) -> list[np.ndarray]:
-    """The positions of one process's batches in an epoch.
+    """Positions of one process's batches in an epoch.
 
     All processes share one permutation and take their part of each global batch. Only the last one may be short; it is
-    filled up from the permutation's start so that every process gets as many images (fewer than `world` come twice).
+    filled up from the permutation's start, so that all processes get equally many images (fewer than `world` come
+    twice).
     """
     rank, world = shard
     order = stream(seed, epoch, ORDER).permutation(n)
@@ -211,12 +211,12 @@ def epoch_order(n: int, batch_size: int, seed: int, epoch: int, shard: tuple[int
 
 
 class _TrainBase:
-    """What both training loaders share: the settings, the order, and what is done to whole batches."""
+    """Base of both training loaders: settings, order, and augmentation of whole batches."""
 
     def __init__(
         self,
         split: Split,
-        geometry: AugmentSettings,
+        augmentation: AugmentSettings,
         batch_size: int,
         device: torch.device,
         channels_last: bool,
@@ -226,13 +226,13 @@ class _TrainBase:
     ) -> None:
         if batch_size < 1:
             raise UserError(f"batch size is {batch_size}: expected at least 1")
-        self.split, self.geometry, self.batch_size = split, geometry, batch_size
+        self.split, self.augmentation, self.batch_size = split, augmentation, batch_size
         self.device, self.channels_last, self.shard, self.workers = device, channels_last, shard, workers
         self.extra, self.real = extra, batch_size - extra_count(batch_size, extra.share) if extra else batch_size
-        self.pad = geometry.pad
-        self._variant = idbh.VARIANTS.get(geometry.augment)
-        framed = geometry.augment != "inception" and self._variant is None
-        self.frame_size = split.image_size + 2 * geometry.pad if framed else None
+        self.pad = augmentation.pad
+        self._variant = idbh.VARIANTS.get(augmentation.augment)
+        framed = augmentation.augment != "inception" and self._variant is None
+        self.frame_size = split.image_size + 2 * augmentation.pad if framed else None
         if not len(self):
             raise UserError(f"training has {len(split)} images for {shard[1]} processes: expected two for each")
 
@@ -241,16 +241,16 @@ class _TrainBase:
         return count(len(self.split), self.batch_size, self.shard[1])
 
     def _order(self, epoch: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """For each batch the samples, and the turns that key their augmentation."""
+        """For each batch the positions of its samples, and the turns that key their augmentation."""
         if self.extra is None:
-            parts = epoch_order(len(self.split), self.batch_size, self.geometry.seed, epoch, self.shard)
+            parts = epoch_order(len(self.split), self.batch_size, self.augmentation.seed, epoch, self.shard)
             return parts, [np.full_like(part, epoch) for part in parts]
         sizes = len(self.split), len(self.extra.split), self.batch_size
-        return mixed_order(*sizes, self.extra.share, self.geometry.seed, epoch, self.shard)
+        return mixed_order(*sizes, self.extra.share, self.augmentation.seed, epoch, self.shard)
 
     def _finish(self, pixels: Tensor, view: View, index: np.ndarray, turn: np.ndarray) -> tuple[Tensor, View]:
-        """What is done to whole batches on the device, uint8, after the crop."""
-        seed, cutout, size = self.geometry.seed, self.geometry.cutout, self.split.image_size
+        """Augmentation of whole batches on the device, uint8, after the crop."""
+        seed, cutout, size = self.augmentation.seed, self.augmentation.cutout, self.split.image_size
         if cutout:
             boxes = cutout_boxes(uniforms(seed, BATCHED, turn, index, 2), cutout, size)
             return blank(pixels, on_device(torch.from_numpy(boxes), self.device)), view
@@ -262,22 +262,22 @@ class _TrainBase:
 
 
 class ResidentTrainLoader(_TrainBase):
-    """Small images: padded once on the device, each batch is one gather there, with nothing synchronised.
+    """Small images: padded once on the device, where each batch is one gather without synchronisation.
 
-    Extra images come from the host, each batch's own.
+    Extra images come from the host, batch by batch.
     """
 
-    def __init__(self, split: Split, geometry: AugmentSettings, *settings: object) -> None:
-        super().__init__(split, geometry, *settings)  # type: ignore[arg-type]
+    def __init__(self, split: Split, augmentation: AugmentSettings, *settings: object) -> None:
+        super().__init__(split, augmentation, *settings)  # type: ignore[arg-type]
         if split.pixels is None:
             raise TypeError("the split streams")
-        self._pixels = pad_images(split.pixels.to(self.device), geometry.pad, geometry.pad_mode)
+        self._pixels = pad_images(split.pixels.to(self.device), augmentation.pad, augmentation.pad_mode)
         self._stored = self.extra.split.pixels if self.extra else None
         labels = np.concatenate([split.labels, self.extra.split.labels]) if self.extra else split.labels
         self._labels = torch.from_numpy(labels).to(self.device)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        """The batches of an epoch; its order and geometry go to the device once, at the start."""
+        """Batches of an epoch; their order and crops go to the device once, at the start."""
         batches, turns = self._order(epoch)
         order = np.concatenate(batches)
         table = self._corners(order, np.concatenate(turns), epoch)
@@ -293,42 +293,42 @@ class ResidentTrainLoader(_TrainBase):
             yield Batch(to_float(pixels, self.channels_last), self._labels[index], index, view)
 
     def _corners(self, order: np.ndarray, turn: np.ndarray, epoch: int) -> tuple[np.ndarray, ...]:
-        """Where the samples of an epoch are cropped, and mirrors, in this order."""
-        flip, seed = self.geometry.augment in FLIPPED, self.geometry.seed
+        """Crops and flips of an epoch's samples, in this order."""
+        flip, seed = self.augmentation.augment in FLIPPED, self.augmentation.seed
         if self.extra is None:
             return tuple(column[order] for column in crop_table(len(self.split), self.pad, flip, seed, epoch))
         draws = uniforms(seed, CORNERS, turn, order, 3)
         return *below(draws[:2], 2 * self.pad + 1), (draws[2] < 0.5) & flip
 
     def _crops(self, samples: np.ndarray, index: Tensor, view: View) -> Tensor:
-        """One batch's views, uint8 [B, C, size, size]."""
+        """Cropped images of one batch, uint8 [B, C, size, size]."""
         size, real = self.split.image_size, self.real
         if self._stored is None:
             return crop_and_flip(self._pixels, index, view, size)
         own = self._stored.index_select(0, torch.from_numpy(samples[real:] - len(self.split)))
-        framed = pad_images(on_device(own, self.device), self.pad, self.geometry.pad_mode)
+        framed = pad_images(on_device(own, self.device), self.pad, self.augmentation.pad_mode)
         every = torch.arange(len(own), device=self.device)
         crops = [crop_and_flip(self._pixels, index[:real], view[:real], size)]
         return torch.cat([*crops, crop_and_flip(framed, every, view[real:], size)])
 
 
 class StreamTrainLoader(_TrainBase):
-    """Large images: decoded and cropped by worker processes, sent as uint8, made floats on the device."""
+    """Large images: decoded and cropped by worker processes, sent as uint8, converted to float on the device."""
 
-    def __init__(self, split: Split, geometry: AugmentSettings, *settings: object) -> None:
-        super().__init__(split, geometry, *settings)  # type: ignore[arg-type]
+    def __init__(self, split: Split, augmentation: AugmentSettings, *settings: object) -> None:
+        super().__init__(split, augmentation, *settings)  # type: ignore[arg-type]
         images, labels = split.images, split.labels
         if self.extra:
             images = ChainedImages(images, self.extra.split.images)
             labels = np.concatenate([labels, self.extra.split.labels])
-        self._stream = Stream(images, labels, split.image_size, geometry, self.workers, self.device)
+        self._stream = Stream(images, labels, split.image_size, augmentation, self.workers, self.device)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        """The batches of an epoch. In place of an unreadable image comes the next readable one."""
+        """Batches of an epoch; the next readable image takes the place of an unreadable one."""
         parts, turns = self._order(epoch)
-        for arrived, turn in zip(self._stream.batches(parts, turns), turns, strict=True):
-            images, targets, index, view = arrived.to(self.device)
-            images, view = self._finish(images, view, arrived.numbers[:, 0].numpy(), turn)
+        for batch, turn in zip(self._stream.batches(parts, turns), turns, strict=True):
+            images, targets, index, view = batch.to(self.device)
+            images, view = self._finish(images, view, batch.numbers[:, 0].numpy(), turn)
             yield Batch(to_float(images, self.channels_last), targets, index, view)
 
 
@@ -360,7 +360,7 @@ class _Evaluation:
     def _streamed(self, parts: list[np.ndarray]) -> Iterator[Batch]:
         workers = len(parts) - 1 if self.workers is None and len(parts) <= 8 else self.workers
         stream = Stream(self.split.images, self.split.labels, self.split.image_size, None, workers, self.device)
-        for arrived in stream.batches(parts):
-            images, targets, index, _ = arrived.to(self.device)
+        for batch in stream.batches(parts):
+            images, targets, index, _ = batch.to(self.device)
             if len(targets):
                 yield Batch(to_float(images, self.channels_last), targets, index)

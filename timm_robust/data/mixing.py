@@ -1,9 +1,9 @@
-"""Batches of real and extra images in a fixed proportion; how long an epoch is does not depend on the extra ones.
+"""Order of batches that mix real and extra images in a fixed proportion; extra images do not lengthen an epoch.
 
-As in Z. Wang et al., Better Diffusion Models Further Improve Adversarial Training, ICML 2023: each batch is filled to a
-share with generated images, and an epoch has as many steps as without them. Real and extra images each run through
-permutations of their own, on from one epoch to the next, so none comes again before all the others have come. (The
-authors' code draws the extra images with replacement, and begins a new permutation of the real ones in each epoch.)
+As in Z. Wang et al., Better Diffusion Models Further Improve Adversarial Training, ICML 2023: a share of each batch is
+generated images, and an epoch has as many steps as without them. Real and extra images each run through permutations of
+their own, which continue from one epoch to the next, so no image repeats before all others were used. (The authors'
+code draws the extra images with replacement, and starts a new permutation of the real ones in each epoch.)
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from timm_robust.errors import UserError
 
 
 def extra_count(batch_size: int, share: float) -> int:
-    """How many images of a batch are extra ones.
+    """Number of extra images in a batch.
 
     Raises:
         UserError: none of them, or all.
@@ -32,19 +32,19 @@ def extra_count(batch_size: int, share: float) -> int:
 
 
 def count_steps(real: int, batch_size: int, world: int) -> int:
-    """Batches per epoch on each of `world` processes: as many as hold all real images where no extra ones are."""
+    """Batches per epoch on each of `world` processes: as many as all real images fill without extra ones."""
     return -(-real // (batch_size * world))
 
 
 def endless(n: int, start: int, count: int, seed: int, key: int) -> tuple[np.ndarray, np.ndarray]:
-    """Part of an endless row of permutations of 0..n-1.
+    """Part of an endless sequence of permutations of 0..n-1, computed without what precedes it.
 
     Args:
-        start, count: which part; it is found without what is before.
-        key: of the random stream.
+        start, count: position and length of the part.
+        key: key of the random stream.
 
     Returns:
-        the numbers and the permutation that each belongs to, int64 [count].
+        the numbers, and the index of the permutation that each belongs to, int64 [count].
     """
     index, turn = np.empty(count, np.int64), np.empty(count, np.int64)
     done = 0
@@ -59,13 +59,13 @@ def endless(n: int, start: int, count: int, seed: int, key: int) -> tuple[np.nda
 def mixed_order(
     real: int, extra: int, batch_size: int, share: float, seed: int, epoch: int, shard: tuple[int, int]
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """The samples of one process's batches in an epoch: real ones first, then extra ones.
+    """Samples of one process's batches in an epoch: real ones first, then extra ones.
 
-    All processes share one row of real and one of extra images and take their part of each global batch. All batches
-    are full.
+    All processes share one sequence of real and one of extra images and take their part of each global batch. All
+    batches are full.
 
     Args:
-        real, extra: images of each kind.
+        real, extra: number of images of each kind.
         shard: (rank, number of processes).
 
     Returns:

@@ -1,4 +1,4 @@
-"""Wrong training labels on purpose, to see what a method does with them: the recipe's `label_noise`."""
+"""Label noise: random training labels on purpose, to study how a method handles them (recipe setting `label_noise`)."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import numpy as np
 from timm_robust.data.bundle import DataBundle
 
 STREAM = 0x1ABE1
-"""Keeps the draw apart from that of the validation split, which has the same seed."""
+"""Key that separates the draw from that of the validation split, which has the same seed."""
 
 
 def redrawn(labels: np.ndarray, classes: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Labels of which a share is drawn anew, uniformly over all classes, so that one in `classes` of those stays true.
+    """Labels of which a share is redrawn, uniformly over all classes, so that one in `classes` of those stays true.
 
     Args:
         labels: int64 [N].
-        share: of the labels, in [0, 1]; their number is rounded.
-        seed: gives which they are and what they become, on every machine and for every NumPy release.
+        share: share of the labels, in [0, 1]; their number is rounded.
+        seed: random seed; equal results on every machine and for every NumPy release.
 
     Returns:
-        the new labels, int64 [N], and which were drawn, bool [N].
+        new labels, int64 [N], and a mask of those redrawn, bool [N].
     """
     random = np.random.RandomState([seed % 2**32, STREAM])  # frozen by NumPy's promise, as Generator's stream is not
     drawn = np.zeros(len(labels), dtype=bool)
@@ -30,7 +30,7 @@ def redrawn(labels: np.ndarray, classes: int, share: float, seed: int) -> tuple[
 
 
 def with_label_noise(bundle: DataBundle, share: float, seed: int) -> DataBundle:
-    """The data with such labels on the training images; validation and test images keep theirs."""
+    """The data with label noise on the training images; validation and test labels stay."""
     if not share:
         return bundle
     train = bundle.train
@@ -39,7 +39,7 @@ def with_label_noise(bundle: DataBundle, share: float, seed: int) -> DataBundle:
 
 
 def describe_noise(bundle: DataBundle, share: float) -> str:
-    """How many labels are wrong now, in one line."""
+    """Number of wrong labels, in one line."""
     train = bundle.train
     wrong = 0 if train.true_labels is None else int((train.labels != train.true_labels).sum())
     return (

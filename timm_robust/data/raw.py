@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from timm_robust.data.images import Images, SomeImages
 
-if TYPE_CHECKING:
-    from timm_robust.data.distilled import Distilled
+OBSERVER = "observer"
+"""Folder of a distilled data set that holds the network by which its images were chosen."""
 
 
 @dataclass(frozen=True)
 class RawSplit:
-    """Images as they are stored, and their class numbers, int64 [N]."""
+    """Images as stored, and their class numbers, int64 [N]."""
 
     images: Images
     labels: np.ndarray
@@ -25,10 +26,33 @@ class RawSplit:
 
 
 @dataclass(frozen=True)
-class RawData:
-    """The splits that a source offers; a single one beside training is the test, and `val` is None.
+class Distilled:
+    """Provenance of a distilled data set.
 
-    Distilled data has an image size of its own, and says where it comes from.
+    Attributes:
+        folder: folder of the data set.
+        manifest: content of its manifest.json.
+    """
+
+    folder: Path
+    manifest: dict[str, Any]
+
+    @property
+    def teachers(self) -> dict[str, Path]:
+        """Trained networks that come with the data, by the option of a method that learns from one."""
+        return {OBSERVER: self.folder / OBSERVER}
+
+    @property
+    def observer_classes(self) -> list[int]:
+        """For each class its number in the observer, as checked on images when the data was distilled."""
+        return [entry["observer_class"] for entry in self.manifest["classes"]]
+
+
+@dataclass(frozen=True)
+class RawData:
+    """The splits that a source offers; a single one beside training is the test split, and `val` is None.
+
+    Distilled data has an image size of its own, and its provenance.
     """
 
     name: str

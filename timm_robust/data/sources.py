@@ -1,4 +1,4 @@
-"""Names, folders, files and Python objects -> the raw splits behind them. Nothing is held out or scaled here."""
+"""Readers of folders, files and Python objects: each returns the raw splits; nothing is held out or scaled here."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,75 +16,10 @@ from timm_robust.data.arrays import to_labels, to_pixels
 from timm_robust.data.images import ArrayImages, DatasetImages, FileImages, Unreadable
 from timm_robust.data.raw import RawData, RawSplit
 from timm_robust.data.split import hold_out
-from timm_robust.errors import UserError, nearest, unknown
-
-if TYPE_CHECKING:
-    pass
+from timm_robust.errors import UserError, unknown
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 VALIDATION_FOLDERS = ("val", "validation", "valid")
-
-
-def read_source(
-    data: Any,
-    *,
-    data_dir: str | os.PathLike[str] | None = None,
-    download: bool = False,
-    limit_bytes: int = 4 * 2**30,
-    test_only: bool = False,
-) -> RawData:
-    """What `data` stands for; see `timm_robust.data.load_data` for all that it may be.
-
-    Args:
-        test_only: take a folder without train/ too; all its splits are the test split, which nobody must train on.
-
-    Raises:
-        UserError: nothing of that name, or not in the expected form.
-    """
-    if not isinstance(data, (str, os.PathLike)):
-        return from_python(data)
-    from timm_robust.data import distilled, timm_sets
-
-    text = os.fspath(data)
-    path = Path(text).expanduser()
-    if text == "digits":
-        return digits()
-    if timm_sets.is_timm_name(text):
-        return timm_sets.from_timm(text, data_dir, download, limit_bytes)
-    if path.is_dir():
-        if record := distilled.read_record(path):
-            return distilled.from_distilled(path, text, record, data_dir, download, limit_bytes)
-        return from_folder(path, name=text, test_only=test_only)
-    if path.is_file() and path.suffix.lower() == ".npz":
-        return from_npz(path, name=text)
-    if path.exists():
-        raise UserError(f"data {text!r} is a file of another kind: expected a folder with train/ and test/, or a .npz")
-    raise not_found("data", text)
-
-
-def is_known(name: str) -> bool:
-    """Whether it names a data set and not a path."""
-    from timm_robust.data import timm_sets
-
-    return name == "digits" or timm_sets.is_timm_name(name)
-
-
-def not_found(what: str, name: str) -> UserError:
-    """The error for a path or name that is not there; `what` says what for ("data")."""
-    from timm_robust.data import timm_sets
-
-    beside = [str(Path(name).parent / entry) for entry in _entries(Path(name).expanduser().parent)]
-    known = ["digits", *timm_sets.TORCH_SETS]
-    close = [one for one in known if one.split("/")[-1] == name.lower()] or nearest(name, [*known, *beside], n=1)
-    hint = f"did you mean {close[0]}?" if close else "expected digits, an image folder, a .npz file or a timm data set"
-    return UserError(f"{what} {name!r} is neither an existing path nor a known data set: {hint}")
-
-
-def _entries(folder: Path) -> list[str]:
-    try:
-        return sorted(os.listdir(folder))[:1000]
-    except OSError:
-        return []
 
 
 def digits() -> RawData:
@@ -100,7 +35,7 @@ def digits() -> RawData:
 
 
 def from_folder(root: Path, name: str, *, test_only: bool = False) -> RawData:
-    """An image folder: `train/CLASS/*` with `val/CLASS/*`, `test/CLASS/*` or both; sorted classes give the labels."""
+    """Image folder: `train/CLASS/*` with `val/CLASS/*`, `test/CLASS/*` or both; sorted classes give the labels."""
     alone = next((folder for folder in ("test", *VALIDATION_FOLDERS) if (root / folder).is_dir()), None)
     if not (root / "train").is_dir():
         if test_only and alone:
@@ -123,7 +58,7 @@ def from_folder(root: Path, name: str, *, test_only: bool = False) -> RawData:
 def raw_data(
     name: str, classes: tuple[str, ...] | None, train: RawSplit, val: RawSplit | None, test: RawSplit | None
 ) -> RawData:
-    """Of two splits beside training, `val` selects and `test` judges; a single one, whatever its name, is the test."""
+    """Of two splits beside training, `val` is for selection and `test` for testing; a single one is always the test."""
     if test is not None:
         return RawData(name, classes, train, val, test)
     if val is not None:
@@ -132,7 +67,7 @@ def raw_data(
 
 
 def subfolders(path: Path) -> list[str]:
-    """Names of the folders in a folder, without hidden ones."""
+    """Names of a folder's subfolders, without hidden ones."""
     with os.scandir(path) as entries:
         return [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith((".", "__"))]
 
@@ -140,7 +75,7 @@ def subfolders(path: Path) -> list[str]:
 def folder_split(
     root: Path, split: str, classes: tuple[str, ...], name: str, hint: str = "train/ lacks it"
 ) -> RawSplit:
-    """The images in `split`/CLASS; `hint` says why another class is refused."""
+    """Images in `split`/CLASS; `hint` says why another class is refused."""
     paths: list[str] = []
     labels: list[int] = []
     for label in sorted(subfolders(root / split)):
@@ -157,7 +92,7 @@ def folder_split(
 
 
 def image_files(root: Path, folder: str) -> list[str]:
-    """Image files below `folder`, relative to `root`, sorted; deeper folders are searched too."""
+    """Image files below `folder`, at any depth, relative to `root`, sorted."""
     found = []
     for where, _, files in os.walk(root / folder, followlinks=True):
         inside = os.path.relpath(where, root)
@@ -166,7 +101,7 @@ def image_files(root: Path, folder: str) -> list[str]:
 
 
 def from_npz(path: Path, name: str) -> RawData:
-    """The MedMNIST convention: {train,test}_{images,labels}, and perhaps val_images and val_labels."""
+    """.npz in MedMNIST's convention: {train,test}_{images,labels}, and optionally val_images and val_labels."""
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in archive.files if key.endswith(("_images", "_labels"))}
@@ -183,7 +118,7 @@ def from_npz(path: Path, name: str) -> RawData:
 
 
 def from_arrays(images: Any, labels: Any, split: str) -> RawSplit:
-    """A split of arrays or tensors: images as in `to_pixels`, labels [N] or [N, 1]."""
+    """Split of arrays or tensors: images as in `to_pixels`, labels [N] or [N, 1]."""
     raw = RawSplit(ArrayImages(to_pixels(images, f"{split} images"), split), to_labels(labels, f"{split} labels"))
     if len(raw.images) != len(raw.labels):
         raise UserError(f"{split} has {len(raw.images)} images and {len(raw.labels)} labels: expected as many of each")
@@ -191,7 +126,7 @@ def from_arrays(images: Any, labels: Any, split: str) -> RawSplit:
 
 
 def from_python(data: Any) -> RawData:
-    """A pair (train, test) or a dict with train, test and perhaps val, of data sets or of (images, labels)."""
+    """A pair (train, test) or a dict with train, test and optionally val, of data sets or of (images, labels)."""
     if isinstance(data, (tuple, list)) and len(data) == 2:
         parts = dict(zip(("train", "test"), data, strict=True))
     elif isinstance(data, Mapping):
@@ -224,7 +159,7 @@ def _is_pair(part: Any) -> bool:
 
 
 def one_split(part: Any, split: str) -> RawSplit:
-    """A split of a map-style data set or of a pair (images, labels)."""
+    """Split of a map-style data set or of a pair (images, labels)."""
     if _is_pair(part):
         return from_arrays(part[0], part[1], split)
     if hasattr(part, "__len__") and hasattr(part, "__getitem__"):
@@ -236,12 +171,12 @@ def one_split(part: Any, split: str) -> RawSplit:
 
 
 def from_dataset(dataset: Any, split: str, labels: Any = None) -> RawSplit:
-    """A split of a map-style data set whose items are (PIL image, tensor or array; class number).
+    """Split of a map-style data set whose items are (PIL image, tensor or array; class number).
 
     Args:
-        dataset: has a length; items without random transforms, because they are read once or cropped by the loaders.
-        split: how messages call it.
-        labels: all class numbers, where the caller knows them.
+        dataset: data set with a length, without random transforms: items are read once, or augmented by the loaders.
+        split: name of the split, for messages.
+        labels: all class numbers, if known to the caller.
     """
     images = DatasetImages(dataset, split)
     if len(images) == 0:
@@ -258,7 +193,7 @@ def from_dataset(dataset: Any, split: str, labels: Any = None) -> RawSplit:
 
 
 def _labels(dataset: Any) -> Any:
-    """All class numbers: from `targets` or `labels` where they agree with some items, else by reading every item."""
+    """All class numbers: from `targets` or `labels` if they agree with some items, else by reading every item."""
     for attribute in ("targets", "labels"):
         known = getattr(dataset, attribute, None)
         if isinstance(known, (list, tuple, np.ndarray, torch.Tensor)) and len(known) == len(dataset):

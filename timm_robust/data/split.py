@@ -1,4 +1,4 @@
-"""Which image belongs to which split, and in which order; the same on every machine and for every NumPy release."""
+"""Splits of a data set and their order, the same on every machine and for every NumPy release."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def hold_out(labels: np.ndarray, size: int, seed: int) -> tuple[np.ndarray, np.n
 
     Args:
         labels: int64 [N].
-        size: images wanted in the held-out part; it becomes larger where one image of each class needs that.
-        seed: key of the draw.
+        size: size of the held-out part; it becomes larger if one image per class needs that.
+        seed: random seed.
 
     Returns:
-        positions kept, ascending, and positions held out, in random order. A class of a single image is kept whole.
+        positions kept, ascending, and positions held out, in random order. A class with a single image is kept.
 
     Raises:
         UserError: nothing can be held out.
@@ -47,11 +47,11 @@ def hold_out(labels: np.ndarray, size: int, seed: int) -> tuple[np.ndarray, np.n
 
 
 def evaluation_order(labels: np.ndarray) -> np.ndarray:
-    """The order in which a validation or test split is kept.
+    """Order in which a validation or test split is kept.
 
-    Splits grouped by class (every image folder is) come in one fixed permutation, so that the first n images are a fair
+    Splits grouped by class (every image folder is) get one fixed permutation, so that the first n images are a fair
     sample; it does not depend on the seed, so that "the first 1,000" means the same images in every run. All others
-    keep their own order, as published verdicts count on it.
+    keep their own order, on which published per-image results rely.
     """
     grouped = len(labels) > 1 and bool((np.diff(labels) >= 0).all())
     return np.random.RandomState(0).permutation(len(labels)) if grouped else np.arange(len(labels))

@@ -1,4 +1,4 @@
-"""Images that have to be decoded: worker processes read and crop them, and send uint8."""
+"""Streamed images: worker processes decode and crop them, and send uint8."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from timm_robust.data.augment import FLIPPED, SAMPLE, apply_box, inception_box, stream
+from timm_robust.data.augment import SAMPLE, apply_box, inception_box, stream
+from timm_robust.data.augmentations import FLIPPED
 from timm_robust.data.batch import View
 from timm_robust.data.images import ArrayImages, Images, Unreadable, available_cpus, fit
 from timm_robust.errors import UserError
 from timm_robust.utils.progress import Progress
 
 PATIENCE = 100
-"""Unreadable images in a row after which something larger must be wrong."""
+"""Consecutive unreadable images after which reading is given up: something larger must be wrong."""
 
 
 @dataclass(frozen=True)
 class AugmentSettings:
-    """How training images are augmented; `pad` and `cutout`, the side of its square, in pixels at the image size."""
+    """Augmentation of training images; `pad` and `cutout` (side of the square) are in pixels at the image size."""
 
     augment: str
     pad: int
@@ -37,13 +38,13 @@ class AugmentSettings:
 
 @dataclass
 class DecodedBatch:
-    """A batch from a worker.
+    """Decoded batch, as a worker sends it.
 
     Attributes:
         pixels: uint8 [B, H, W, C].
         numbers: int64 [B, 7]: index, target, and the view's top, left, height, width and flip.
-        broken: one sentence for each image that could not be read.
-        failure: what the user did wrong, if anything.
+        broken: one sentence per image that could not be read.
+        failure: message of a mistake that ends the run, if any.
     """
 
     pixels: Tensor
@@ -73,11 +74,11 @@ class _Sample:
 class _Samples(Dataset[_Sample]):
     """One sample by (turn, position), where the turn is usually the epoch.
 
-    A mistake of the user travels as text, because workers garble exceptions.
+    Mistakes travel as text, because workers garble exceptions.
     """
 
-    def __init__(self, images: Images, labels: np.ndarray, size: int, geometry: AugmentSettings | None) -> None:
-        self.images, self.labels, self.size, self.geometry = images, labels, size, geometry
+    def __init__(self, images: Images, labels: np.ndarray, size: int, augmentation: AugmentSettings | None) -> None:
+        self.images, self.labels, self.size, self.augmentation = images, labels, size, augmentation
 
     def __getitem__(self, key: tuple[int, int]) -> _Sample:
         turn, position = key
@@ -90,7 +91,7 @@ class _Samples(Dataset[_Sample]):
                 return _Sample(None, (), broken, str(error))
             except Unreadable as error:
                 broken.append(error.sentence())
-                if self.geometry is None:
+                if self.augmentation is None:
                     return _Sample(None, (), broken)  # evaluation counts no image twice
                 continue
             pixels, view = self._view(image, turn, place)
@@ -99,7 +100,7 @@ class _Samples(Dataset[_Sample]):
 
     def _view(self, image: Image.Image, turn: int, place: int) -> tuple[np.ndarray, tuple[int, int, int, int, int]]:
         """Pixels uint8 [size, size, 3], and top, left, height, width, flip."""
-        size, settings = self.size, self.geometry
+        size, settings = self.size, self.augmentation
         if settings is None:
             return np.asarray(fit(image, size)), (0, 0, size, size, 0)
         random = stream(settings.seed, turn, SAMPLE, place)
@@ -130,7 +131,7 @@ def _collate(samples: list[_Sample]) -> DecodedBatch:
 
 
 class _Batches(Sampler[list[tuple[int, int]]]):
-    """The positions of an epoch's batches, set anew for each; carries their turns to workers that outlive it."""
+    """Positions of an epoch's batches, set before each epoch; carries their turns to workers that outlive it."""
 
     def __init__(self) -> None:
         self.parts: list[np.ndarray] = []
@@ -145,7 +146,12 @@ class _Batches(Sampler[list[tuple[int, int]]]):
 
 
 def worker_settings(workers: int | None, device: torch.device | str) -> dict[str, Any]:
-    """How a DataLoader reads images: in how many processes (None for one per core, at most 8), and where batches go."""
+    """DataLoader arguments for reading images.
+
+    Args:
+        workers: number of processes; None: one per core, at most 8.
+        device: device that the batches go to.
+    """
     workers = min(8, available_cpus()) if workers is None else workers
     return {
         "num_workers": workers,
@@ -157,14 +163,14 @@ def worker_settings(workers: int | None, device: torch.device | str) -> dict[str
 
 
 class Stream:
-    """Batches of some images.
+    """Batches of streamed images.
 
     Args:
-        images, labels: what is read, by position.
-        size: pixels of a side.
-        geometry: how training views are cropped; None gives evaluation views.
-        workers: processes that decode, which live as long as this object; by default one per core, at most 8.
-        device: where the batches will go.
+        images, labels: images and their class numbers, by position.
+        size: side in pixels.
+        augmentation: augmentation of training views; None: evaluation views.
+        workers: number of processes that decode, which live as long as this object; default: one per core, at most 8.
+        device: device that the batches go to.
     """
 
     def __init__(
@@ -172,55 +178,57 @@ class Stream:
         images: Images,
         labels: np.ndarray,
         size: int,
-        geometry: AugmentSettings | None = None,
+        augmentation: AugmentSettings | None = None,
         workers: int | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         settings = worker_settings(workers, device)
         self._sampler = _Batches()
         self._loader = DataLoader(
-            _Samples(images, labels, size, geometry),
+            _Samples(images, labels, size, augmentation),
             batch_sampler=self._sampler,
             collate_fn=_collate,
-            persistent_workers=settings["num_workers"] > 0 and geometry is not None,
+            persistent_workers=settings["num_workers"] > 0 and augmentation is not None,
             **settings,
         )
         self._warned: set[str] = set()
 
     def batches(self, parts: list[np.ndarray], turns: list[np.ndarray] | None = None) -> Iterator[DecodedBatch]:
-        """The samples at each of `parts`, int64 [B] positions; unreadable images are warned about, each once.
+        """Decoded batches of the samples at given positions; each unreadable image is warned about once.
 
-        `turns` are the keys of their training views: how often each sample has come before.
+        In training views the next readable image takes the place of an unreadable one, with its own index and label.
+        Evaluation views leave it out.
 
-        Training views of an unreadable image show the next readable one, with its own index and label. Evaluation views
-        leave it out.
+        Args:
+            parts: positions of each batch, int64 [B].
+            turns: for each sample how often it has come before, which keys its training view; default: 0.
 
         Raises:
-            UserError: an image is not what it should be, or too many in a row cannot be read.
+            UserError: an image of an unexpected type, or too many unreadable ones in a row.
         """
         self._sampler.parts = parts
         self._sampler.turns = [np.zeros_like(part) for part in parts] if turns is None else turns
-        for arrived in self._loader:
-            for text in arrived.broken:
+        for batch in self._loader:
+            for text in batch.broken:
                 if text not in self._warned:
                     self._warned.add(text)
                     warnings.warn(text, stacklevel=2)
-            if arrived.failure:
-                raise UserError(arrived.failure)
-            yield arrived
+            if batch.failure:
+                raise UserError(batch.failure)
+            yield batch
 
 
 def decode_all(
     images: Images, size: int, workers: int | None = None, progress: Progress | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The evaluation views of all images.
+    """Evaluation views of all images.
 
     Args:
-        images: what is decoded.
-        size: pixels of a side.
-        workers: processes; by default one per core, at most 16, and none for a few images. Threads would wait for each
-            other: decoding a small image is mostly Python.
-        progress: called after each part, in images.
+        images: images to decode.
+        size: side in pixels.
+        workers: number of processes; default: one per core, at most 16, and none for a few images. Threads would wait
+            for each other: decoding a small image is mostly Python.
+        progress: callback after each part, in images.
 
     Returns:
         uint8 [M, size, size, 3] and the positions, int64 [M], of the M readable images; the others are warned about.
@@ -233,11 +241,11 @@ def decode_all(
     chunk = 256 if size <= 32 else 64  # under a megabyte, because shared memory may be short
     parts = [np.arange(start, min(start + chunk, total)) for start in range(0, total, chunk)]
     out, readable = np.empty((total, size, size, 3), np.uint8), np.zeros(total, bool)
-    arrivals = Stream(images, np.zeros(total, np.int64), size, workers=workers).batches(parts)
-    for part, arrived in zip(parts, arrivals, strict=True):
-        index = arrived.numbers[:, 0].numpy()
+    batches = Stream(images, np.zeros(total, np.int64), size, workers=workers).batches(parts)
+    for part, batch in zip(parts, batches, strict=True):
+        index = batch.numbers[:, 0].numpy()
         if len(index):
-            out[index] = arrived.pixels.numpy()
+            out[index] = batch.pixels.numpy()
             readable[index] = True
         if progress:
             progress("reading images", int(part[-1]) + 1, total)

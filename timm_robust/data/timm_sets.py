@@ -1,4 +1,4 @@
-"""Data sets by timm name, `torch/cifar10` or `hfds/USER/NAME`, read through `timm.data.create_dataset`."""
+"""Reader of timm data sets such as `torch/cifar10` or `hfds/USER/NAME`, through `timm.data.create_dataset`."""
 
 from __future__ import annotations
 
@@ -45,16 +45,16 @@ def is_timm_name(name: str) -> bool:
 def from_timm(
     name: str, data_dir: str | os.PathLike[str] | None = None, download: bool = False, limit_bytes: int = 4 * 2**30
 ) -> RawData:
-    """The splits of a timm data set.
+    """Splits of a timm data set.
 
     Args:
-        name: with its prefix.
-        data_dir: where it is kept; by default the library's own place, for `torch/` ~/.cache/timm_robust.
-        download: fetch it where it is not there yet (`hfds/` and `hfids/` always do).
-        limit_bytes: most memory for data sets that can only be read from start to end.
+        name: name with its prefix.
+        data_dir: root folder; default: the library's own, for `torch/` ~/.cache/timm_robust.
+        download: download a missing data set (`hfds/` and `hfids/` always do).
+        limit_bytes: memory limit for data sets that can only be read from start to end.
 
     Raises:
-        UserError: unknown name, missing package, or the data cannot be had.
+        UserError: unknown name, missing package, or data that cannot be read.
     """
     prefix = name.partition("/")[0].lower()
     for package in PACKAGES[prefix]:
@@ -82,7 +82,7 @@ def from_timm(
 
 
 def _create(name: str, split: str, root: str | None, download: bool) -> Any:
-    """timm's data set, or None where it has no such split."""
+    """timm's data set, or None if it has no such split."""
     import timm.data
 
     try:
@@ -99,7 +99,7 @@ def _create(name: str, split: str, root: str | None, download: bool) -> Any:
 
 
 def _labelled(dataset: Any, split: str, limit_bytes: int) -> RawSplit | None:
-    """The split, or None where its labels are hidden (None or -1), as in many published test sets."""
+    """The split, or None if its labels are hidden (None or -1), as in many published test sets."""
     from torch.utils.data import IterableDataset
 
     if isinstance(dataset, IterableDataset):
@@ -113,7 +113,7 @@ def _labelled(dataset: Any, split: str, limit_bytes: int) -> RawSplit | None:
 
 
 def _in_memory(dataset: Any, split: str, limit_bytes: int) -> list[tuple[Any, int]]:
-    """Shards have no positions, which per-sample state needs: one pass into memory gives every image its index."""
+    """Items of a data set without positions, such as shards, in memory: per-sample state needs an index per image."""
     items: list[tuple[Any, int]] = []
     room = limit_bytes
     for image, label in dataset:
@@ -128,7 +128,7 @@ def _in_memory(dataset: Any, split: str, limit_bytes: int) -> list[tuple[Any, in
 
 
 def _known_labels(dataset: Any) -> Any:
-    """All labels without decoding images, where the data set's kind tells how; else None."""
+    """All labels without decoding images, for kinds of data sets that allow it; else None."""
     reader: Any = getattr(dataset, "reader", None)
     if hasattr(reader, "iter_targets"):  # newer releases of timm
         return list(reader.iter_targets())

@@ -1,1 +1,1 @@
-"""Distilled data sets: the observer that judges images, and the folder that holds them."""
+"""Distillation: the observer that judges images, and the folder that the distilled data set is written into."""

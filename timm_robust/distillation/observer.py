@@ -1,13 +1,13 @@
-"""The network that judges images for a distiller and labels them for a student, and whether it knows these classes.
+"""Observer of a distillation: the network that chooses images for the distiller and labels them for the student.
 
-Class numbers mean nothing by themselves: an observer whose classes are in another order judges every image by a wrong
-label, and nothing fails but the result. So classes are matched by name where both sides have names, and the outcome is
-tried on real images before anything is distilled.
+An observer whose classes are in another order judges every image by a wrong label, and nothing fails but the result. So
+classes are matched by name (`data.class_order`), and the order is checked on real images before anything is distilled.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,37 +20,87 @@ from torch import nn
 
 from timm_robust.data import Split, make_eval_loader
 from timm_robust.data.images import SomeImages
+from timm_robust.distiller import DistillContext
 from timm_robust.errors import UserError, nearest
+from timm_robust.models.class_order import ClassAlignedModel, class_columns
 from timm_robust.models.factory import build_model
 from timm_robust.models.pixel_model import PixelModel
 from timm_robust.runs.checkpoint import load, read_metadata
+from timm_robust.threat import Threat, make_threat
 from timm_robust.utils.environment import versions
 
 PROBES = 4000
-"""Images that try the order of the classes, in all; a class has at least 4 of them and at most 20."""
+"""Images that check the order of the classes, in total; at least 4 and at most 20 per class."""
 
 
-def open_observer(name: str, image_size: int | None = None) -> tuple[PixelModel, dict[str, Any]]:
-    """A trained network, and its model card.
+@dataclass(frozen=True)
+class Observer:
+    """Trained network with its metadata.
+
+    Attributes:
+        name: run's folder, checkpoint or timm name.
+        network: in eval mode, frozen: images in [0, 1] -> logits of its own classes.
+        metadata: content of model.json, or its equivalent for timm's weights.
+    """
+
+    name: str
+    network: PixelModel
+    metadata: dict[str, Any]
+
+    @property
+    def owner(self) -> str:
+        """Name for messages."""
+        return f"observer {self.name!r}"
+
+    @property
+    def threat(self) -> Threat:
+        """Threat model that the network was trained against; the default for its image size if there was none."""
+        trained = self.metadata.get("threat") or {}
+        size = self.network.config.image_size
+        return make_threat(trained.get("norm", "Linf"), trained.get("eps_text"), image_size=size)
+
+    def aligned(self, class_names: Sequence[str]) -> ClassAlignedModel:
+        """The network with its logits in the order of these classes, channels last, in eval mode.
+
+        Raises:
+            UserError: its classes are others.
+        """
+        known = (self.metadata.get("data") or {}).get("class_names")
+        columns = class_columns(known, class_names, self.network.config.num_classes, owner=self.owner)
+        network = self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return ClassAlignedModel(network, columns).eval()
+
+
+def open_observer(name: str, image_size: int | None = None) -> Observer:
+    """Loads an observer.
 
     Args:
-        name: a run's folder or a checkpoint, else a timm name, whose pretrained weights are taken.
-        image_size: pixels of a side; by default those that it was trained on.
+        name: run's folder or checkpoint, else a timm name, whose pretrained weights are loaded.
+        image_size: side in pixels; default: that of its training.
 
     Raises:
         UserError: neither, no weights, or a checkpoint of another image size.
     """
     if Path(name).expanduser().exists():
-        path = Path(name).expanduser()
-        metadata = read_metadata(path)
-        trained = metadata["model"]["image_size"]
-        if image_size not in (None, trained):
-            raise UserError(f"observer {name!r} was trained on {trained} pixels, image_size is {image_size}")
-        return load(path).requires_grad_(False), metadata
+        return _from_checkpoint(name, image_size)
     if not is_model(name.split(".")[0]):
         close = nearest(name, dict.fromkeys(one.split(".")[0] for one in timm.list_models(pretrained=True)), n=1)
         hint = f"did you mean {close[0]}?" if close else "expected a run's folder or a timm model with weights"
         raise UserError(f"observer {name!r} is neither a checkpoint nor a timm model: {hint}")
+    return _from_timm(name, image_size)
+
+
+def _from_checkpoint(name: str, image_size: int | None) -> Observer:
+    path = Path(name).expanduser()
+    metadata = read_metadata(path)
+    trained = metadata["model"]["image_size"]
+    if image_size not in (None, trained):
+        raise UserError(f"observer {name!r} was trained on {trained} pixels, image_size is {image_size}")
+    return Observer(name, load(path).requires_grad_(False), metadata)
+
+
+def _from_timm(name: str, image_size: int | None) -> Observer:
+    """timm's pretrained network; ImageNet's classes are named by their WordNet numbers, as in its folders."""
     cfg = timm.get_pretrained_cfg(name)
     if cfg is None:
         raise UserError(f"observer {name!r} has no pretrained weights in timm: expected a run's folder")
@@ -71,16 +121,16 @@ def open_observer(name: str, image_size: int | None = None) -> tuple[PixelModel,
         "data": {"name": subset, "class_names": names, "image_size": network.config.image_size},
         "versions": versions(),
     }
-    return network.eval().requires_grad_(False), metadata
+    return Observer(name, network.eval().requires_grad_(False), metadata)
 
 
 def probes(split: Split) -> Split:
-    """A few images of every class, in the order of the split; streamed."""
+    """A few images of each class, in the order of the split; streamed."""
     classes = len(np.unique(split.labels))
     each = min(20, max(4, PROBES // classes))
     order = np.argsort(split.labels, kind="stable")
     labels = split.labels[order]
-    starts = np.searchsorted(labels, labels)  # for each image where its class begins
+    starts = np.searchsorted(labels, labels)  # for each image the place where its class begins
     chosen = np.sort(order[np.arange(len(labels)) - starts < each])
     return Split(SomeImages(split.images, chosen), split.labels[chosen], split.image_size)
 
@@ -89,7 +139,7 @@ def probes(split: Split) -> Split:
 def predictions(
     observer: nn.Module, split: Split, *, batch_size: int, device: torch.device, workers: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What a network takes images for, and their classes, int64 [N] each."""
+    """Predicted and true classes, int64 [N] each."""
     found = [
         (observer(batch.images).argmax(1).cpu(), batch.targets.cpu())
         for batch in make_eval_loader(split, batch_size=batch_size, device=device, workers=workers)
@@ -101,16 +151,17 @@ def predictions(
 def require_order(predicted: np.ndarray, targets: np.ndarray, class_names: Sequence[str], *, owner: str) -> float:
     """Accuracy of an observer on a few images per class; refuses one whose classes are not those of the data.
 
-    They are not where its accuracy cannot be told from chance, or where other numbers for its classes would do better:
-    numbers found on every other image are tried on the images between, so a weak observer gains nothing by them.
+    They are not if its accuracy cannot be told from chance, or if another numbering of its classes would do better:
+    the numbering is found on every other image and tested on the images between, so a weak observer gains nothing by
+    it.
 
     Args:
         predicted, targets: int64 [N].
-        class_names: of the data, in order.
-        owner: for the message ("observer 'runs/standard'").
+        class_names: class names of the data, in order.
+        owner: name of the observer for messages ("observer 'runs/standard'").
 
     Raises:
-        UserError: the order of the classes does not fit; says which, and how accurate it is and would be.
+        UserError: the order of the classes does not fit; says the first class, and the accuracy with either numbering.
     """
     n, classes = len(targets), len(class_names)
     correct = float(np.mean(predicted == targets))
@@ -137,3 +188,26 @@ def require_order(predicted: np.ndarray, targets: np.ndarray, class_names: Seque
             "a network trained on these classes, in this order"
         )
     return correct
+
+
+def check_order(context: DistillContext, val: Split, owner: str) -> dict[str, Any]:
+    """Accuracy of a distillation's observer on a few held-out images of each class, and their number.
+
+    Args:
+        context: context of the distillation, with the observer.
+        val: held-out images.
+        owner: name of the observer for messages.
+
+    Raises:
+        UserError: see `require_order`.
+    """
+    with context.autocast():
+        predicted, targets = predictions(
+            context.observer,
+            probes(val),
+            batch_size=context.batch_size,
+            device=context.device,
+            workers=context.workers,
+        )
+    accuracy = require_order(predicted, targets, context.class_names, owner=owner)
+    return {"accuracy": round(accuracy, 4), "images": len(targets)}

@@ -1,7 +1,7 @@
-"""The smooth swap: replace every non-smooth activation of a built network, whatever family it is of.
+"""Smooth activations: replaces every non-smooth activation of a built network of any family.
 
 `act_layer=` cannot be relied on (many timm models refuse it, others keep ReLU in squeeze-excite, stems and gates), so
-the swap walks the finished module tree, and `trace_nonsmooth` verifies it on the operators that really ran.
+the swap walks the finished module tree, and `nonsmooth.trace_nonsmooth` verifies it on the operators that really ran.
 Smooth functions and their derivatives: Xie et al., Smooth Adversarial Training, arXiv:2006.14536.
 """
 
@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from timm_robust.errors import UserError, unknown
 
@@ -103,12 +102,12 @@ class ScaledActivation(nn.Module):
 
 @dataclass(frozen=True)
 class Activation:
-    """An activation that can be swapped in, by name."""
+    """Activation that can be swapped in."""
 
     make: Callable[[float], nn.Module]
     help: str
     parameter: float | None = None
-    """Default of the number that may follow the name after a colon; None where there is none."""
+    """Default of the number that may follow the name after a colon; None if it takes none."""
     backward_only: bool = False
 
 
@@ -133,24 +132,15 @@ ACTIVATIONS: dict[str, Activation] = {
 
 @dataclass(frozen=True, kw_only=True)
 class SwapReport:
-    """What a swap did."""
+    """Outcome of a swap."""
 
     activation: str
     replaced: dict[str, int] = field(default_factory=dict)
-    """`ReLU -> SiLU`: how many."""
+    """Number of replacements, by `ReLU -> SiLU`."""
     left: dict[str, str] = field(default_factory=dict)
-    """Path of a non-smooth module that stayed: why."""
+    """Reason, by path of a non-smooth module that stayed."""
     rescaled: int = 0
-    """Convolutions of a normaliser-free network whose gain follows the new activation."""
-
-
-@dataclass(frozen=True)
-class NonsmoothTrace:
-    """Non-smooth operators that acted on something computed from the images in one forward."""
-
-    activation: Counter[str]
-    allowed: Counter[str]
-    """Max-poolings and guards against division by zero."""
+    """Number of convolutions of a normaliser-free network whose gain was adapted to the new activation."""
 
 
 def canonical_name(name: str) -> str:
@@ -164,13 +154,14 @@ def canonical_name(name: str) -> str:
 
 
 def swap_activations(model: nn.Module, name: str) -> SwapReport:
-    """Replace all non-smooth activations in place, by walking the module tree.
+    """Replaces all non-smooth activations in place, by walking the module tree.
 
     Gates stay gates (Hardsigmoid -> Sigmoid) and what is smooth stays. Parameter-free activations change no key of the
     state dict. Swap before building the optimizer, and before EMA, DDP or compilation wrap the model.
 
     Args:
-        name: of `ACTIVATIONS`, with its parameter where it has one (`psoftplus:10`).
+        model: network.
+        name: name in `ACTIVATIONS`, optionally with its parameter (`psoftplus:10`).
 
     Raises:
         UserError: unknown name.
@@ -208,75 +199,6 @@ def activation_parameters(model: nn.Module) -> set[int]:
     }
 
 
-def trace_nonsmooth(model: nn.Module, images: torch.Tensor, train: bool = True) -> NonsmoothTrace:
-    """Count the non-smooth operators of one forward, at the level of torch's dispatcher: nothing can hide.
-
-    Only operators on tensors that depend on the images count. The model is copied, so its statistics stay. A
-    SmoothBackwardReLU shows as relu, which is what its forward is.
-
-    Args:
-        images: [N, C, H, W]; the meta device is enough.
-    """
-    model = copy.deepcopy(model).train(train).requires_grad_(False)
-    counter = _Counter()
-    images = images.detach().clone().requires_grad_()
-    with torch.enable_grad(), counter:
-        model(images)
-    return NonsmoothTrace(activation=counter.activation, allowed=counter.allowed)
-
-
-_HARD = {
-    "relu",
-    "leaky_relu",
-    "hardtanh",
-    "hardswish",
-    "hardsigmoid",
-    "prelu",
-    "_prelu_kernel",
-    "rrelu",
-    "rrelu_with_noise",
-    "rrelu_with_noise_functional",
-    "threshold",
-    "hardshrink",
-    "softshrink",
-    "maximum",
-    "minimum",
-    "clamp",
-    "clamp_min",
-    "clamp_max",
-}
-_ALLOWED = {"max_pool2d", "max_pool2d_with_indices", "max_pool3d_with_indices", "adaptive_max_pool2d"}
-_GUARD = 1e-3
-"""Largest lower bound that counts as a guard against division by zero."""
-
-
-class _Counter(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.activation: Counter[str] = Counter()
-        self.allowed: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__.removesuffix("_")
-        # Without gradients (inside custom autograd functions) dependence is unknown, so everything counts.
-        if not torch.is_grad_enabled() or any(torch.is_tensor(a) and a.requires_grad for a in args):
-            if name in _ALLOWED or (name in ("clamp", "clamp_min") and _is_guard(args, kwargs or {})):
-                self.allowed[name] += 1
-            elif name in _HARD or (name == "elu" and not _elu_is_smooth(*args[1:])):
-                self.activation[name] += 1
-        return func(*args, **(kwargs or {}))
-
-
-def _is_guard(args: Any, kwargs: dict[str, Any]) -> bool:
-    low = args[1] if len(args) > 1 else kwargs.get("min")
-    high = args[2] if len(args) > 2 else kwargs.get("max")
-    return isinstance(low, float) and 0 < low <= _GUARD and high is None
-
-
-def _elu_is_smooth(alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> bool:
-    return math.isclose(alpha * input_scale, 1.0)
-
-
 def _parse(name: str) -> tuple[str, float | None]:
     base, colon, text = name.partition(":")
     if base not in ACTIVATIONS:
@@ -310,7 +232,7 @@ _OUT_OF_REACH = {
 
 
 class _Swap:
-    """One walk over a module tree, with what it replaced and left."""
+    """Walk over a module tree, with what it replaced and left."""
 
     def __init__(self, model: nn.Module, choice: Activation, parameter: float) -> None:
         self.choice, self.parameter = choice, parameter
@@ -350,7 +272,7 @@ class _Swap:
             parent._modules[name] = new
 
     def make(self, old: nn.Module) -> nn.Module | None:
-        """The module to take the place of `old`, None where it stays."""
+        """Replacement of `old`, None if it stays."""
         if self.choice.backward_only:
             new = self._chosen() if type(old) is nn.ReLU else None
         elif type(old).__name__ == "GammaAct":
@@ -368,7 +290,7 @@ class _Swap:
         return new
 
     def rescale_normaliser_free(self, model: nn.Module) -> int:
-        """Scaled convolutions carry the old activation's gain in their scale; give them the new one's."""
+        """Adapts scaled convolutions, whose scale includes the old activation's gain, to the new one."""
         count = 0
         for module in model.modules():
             scale = getattr(module, "scale", None)
@@ -385,7 +307,7 @@ class _Swap:
 
 
 def _smooth_form(old: nn.Module, chosen: Callable[[], nn.Module]) -> nn.Module | None:
-    """The smooth counterpart of a non-smooth activation; None for everything that stays."""
+    """Smooth counterpart of a non-smooth activation; None for everything that stays."""
     kind = type(old).__name__
     if kind in _SIGMOID:
         return nn.Sigmoid()  # a gate: it must stay between 0 and 1

@@ -1,4 +1,4 @@
-"""Class order: a network's logits in the order of some data's classes, matched by name."""
+"""Class order of a network: its logits in the order of a data set's classes, matched by name."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from timm_robust.data.class_order import match_classes
 from timm_robust.errors import UserError
-from timm_robust.models.pixel_model import PixelModel
+from timm_robust.models.pixel_model import ModelConfig, PixelModel
 
 
 class ClassAlignedModel(nn.Module):
-    """A trained network that gives its logits in the order of some data's classes.
+    """Wrapper of a trained network that gives its logits in the order of a data set's classes.
 
     Args:
         network: images in [0, 1] -> logits of its own classes.
-        columns: for each class of the data the number of the network's; None where they are the same.
+        columns: for each class of the data the number of the network's class; None where they are the same.
     """
 
     columns: Tensor | None
@@ -27,8 +28,13 @@ class ClassAlignedModel(nn.Module):
         self.register_buffer("columns", None if columns is None else torch.tensor(columns), persistent=False)
 
     @property
+    def config(self) -> ModelConfig:
+        """Configuration of the network: its own classes, image size and channels."""
+        return self.network.config
+
+    @property
     def mean(self) -> Tensor:
-        """What the network takes as 0, [1, C, 1, 1] in [0, 1]."""
+        """Pixel value that the network's normalisation maps to 0, [1, C, 1, 1] in [0, 1]."""
         return self.network.mean
 
     def forward(self, images: Tensor) -> Tensor:
@@ -40,21 +46,22 @@ class ClassAlignedModel(nn.Module):
 def class_columns(known: Sequence[str] | None, wanted: Sequence[str], count: int, *, owner: str) -> list[int] | None:
     """For each class of some data the number of the network's class; None where they are the same.
 
-    By name where the network knows all the names (ImageNet's are WordNet numbers such as n01440764), else by number.
+    Matched as `match_classes` says; by number only where there are equally many.
 
     Args:
         known: names of the network's classes, in its order; None where it has none.
         wanted: names of the data's classes, in their order.
-        count: classes of the network.
-        owner: for the message ("observer 'resnet18'").
+        count: number of the network's classes.
+        owner: owner of the network, for the message ("observer 'resnet18'").
 
     Raises:
-        UserError: other names, and another number of classes.
+        UserError: other names, or no names and another number of classes.
     """
-    if known is not None and set(wanted) <= set(known):
-        places = {name: number for number, name in enumerate(known)}
-        columns = [places[name] for name in wanted]
-        return None if columns == list(range(count)) else columns
-    if count != len(wanted):
-        raise UserError(f"{owner} was trained on {count} classes, this data has {len(wanted)} and other names")
-    return None
+    remedy = "expected a network trained on these classes, or class folders with the names that it was trained with"
+    numbers = match_classes(known, wanted, owner=owner, data="this data", remedy=remedy)
+    if numbers is None and count != len(wanted):
+        raise UserError(
+            f"{owner} was trained on {count} classes, this data has {len(wanted)}, and there are no names to match: "
+            f"{remedy}"
+        )
+    return None if numbers == list(range(count)) else numbers

@@ -1,4 +1,4 @@
-"""The classifier of pixels: normalisation and network in one module, with the configuration that rebuilds it."""
+"""Classifier of pixels: normalisation and network in one module, with the configuration that rebuilds it."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from timm_robust.errors import UserError, unknown
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Everything needed to make a network again: plain values that JSON can hold.
+    """Everything needed to build a network again: plain values that JSON can hold.
 
-    `timm.create_model(architecture, num_classes=num_classes, **model_kwargs)` has exactly the weights of the record's
-    network; stem and activations change no weight's shape and are replayed by `rebuild`.
+    `timm.create_model(architecture, num_classes=num_classes, **model_kwargs)` has exactly the weights of the configured
+    network; stem and activations change no weight's shape, and `rebuild` applies them.
     """
 
     architecture: str | None
-    """timm name; None for the user's own module."""
+    """timm name; None for a module of one's own."""
     module_class: str | None = None
-    """`module:Class` of the user's own module."""
+    """`module:Class` of a module of one's own."""
     model_kwargs: dict[str, Any] = field(default_factory=dict)
-    """For `timm.create_model`: the user's, what the stem added, and in_chans where it is not 3."""
+    """Arguments for `timm.create_model`: those given, those that the stem added, and in_chans unless it is 3."""
     num_classes: int
     in_chans: int
     image_size: int
     mean: list[float]
     std: list[float]
     stem: dict[str, Any] = field(default_factory=dict)
-    """Recorded surgery; empty when there was none."""
+    """Surgery for `apply_stem`; empty: none."""
     activation: str | None = None
-    """Name of the swap with its parameter, such as `psoftplus:10`."""
+    """Activation swapped in, with its parameter, such as `psoftplus:10`."""
     registered_by: str | None = None
-    """Module to import so that timm knows the architecture, when it is not timm's own."""
+    """Module that registers the architecture with timm when imported; None for timm's own."""
     pretrained: bool | str = False
     """Tag of the weights that training started from; information only."""
 
@@ -54,19 +54,19 @@ class ModelConfig:
         known = {f.name for f in fields(cls)}
         for name in values:
             if name not in known:
-                raise unknown("entry in the model record", name, known)
+                raise unknown("entry in the model configuration", name, known)
         try:
             return cls(**values)
         except TypeError as error:
-            raise UserError(f"incomplete model record: {error}") from error
+            raise UserError(f"incomplete model configuration: {error}") from error
 
 
 class PixelModel(nn.Module):
-    """A classifier of pixels: takes images in [0, 1], normalises them, returns logits.
+    """Classifier of pixels: takes images in [0, 1], normalises them, returns logits.
 
     Attributes:
-        model: the inner network; its state dict loads strictly into the bare timm model.
-        config: how to make it again.
+        model: inner network; its state dict loads strictly into the plain timm model.
+        config: configuration from which `rebuild` makes it again.
     """
 
     mean: torch.Tensor

@@ -1,4 +1,4 @@
-"""What can go wrong with plugins."""
+"""Errors of plugins: name conflicts, and failures that are recorded instead of raised."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from timm_robust.errors import PluginError, UserError
 
 
 class PluginConflict(PluginError, UserError):
-    """Two plugins claim one name: the user has to block one of them."""
+    """One name claimed by two plugins; the user has to block one of them."""
 
 
 @dataclass(frozen=True)
@@ -18,11 +18,11 @@ class PluginFailure:
 
     Attributes:
         plugin: name of the entry point.
-        distribution, version: the installed package that it came from; empty for a plugin registered by hand.
-        stage: "import", "register", "collect" (asking it for its records), "load" (importing what a record points to)
-            or "observe" (a call during a run).
+        distribution, version: installed package that it comes from; empty for a plugin registered by hand.
+        stage: "import", "register", "collect" (asking for its specs), "load" (importing what a spec names), "check"
+            (recipe settings of a spec) or "observe" (a call during a run).
         error: one line.
-        trace: the whole traceback as text.
+        trace: whole traceback as text.
     """
 
     plugin: str
@@ -34,7 +34,7 @@ class PluginFailure:
 
     @classmethod
     def of(cls, plugin: str, distribution: str, version: str, stage: str, error: BaseException) -> PluginFailure:
-        """The record of an exception."""
+        """Failure for an exception."""
         text = " ".join(str(error).split())
         if not isinstance(error, PluginError):  # those are sentences already
             text = f"{type(error).__name__}: {text}".rstrip(": ")
@@ -46,5 +46,5 @@ class PluginFailure:
 
 
 def provider(plugin: str, distribution: str, version: str) -> str:
-    """How messages name the origin of a plugin: `timm-robust-foo 0.2`, or `plugin 'foo'` when it is not installed."""
+    """Origin of a plugin in messages: `timm-robust-foo 0.2`, or `plugin 'foo'` when it is not installed."""
     return f"{distribution} {version}".strip() if distribution else f"plugin {plugin!r}"

@@ -1,7 +1,7 @@
-"""All hooks: what a plugin may implement.
+"""Hooks that a plugin may implement.
 
-pluggy finds and checks the implementations; what they yield is then used by ordinary calls, so no hook runs per batch.
-An implementation has no default arguments and no wrappers; hooks with arguments may be implemented with fewer of them.
+pluggy finds and checks the implementations; what they yield is used by ordinary calls, so that no hook runs per batch.
+An implementation has no default arguments and is no wrapper; it may take fewer arguments than the hook has.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pluggy
 
-from timm_robust.plugin.spec import DefenseSpec, DistillerSpec, ModelsSpec, ModifierSpec
+from timm_robust.plugin.spec import DefenseSpec, DistillerSpec, ModelsSpec, ModifierSpec, RecipeSpec
 
 if TYPE_CHECKING:
     from timm_robust.defense import TrainContext
@@ -28,7 +28,7 @@ class Hooks:
 
     @hookspec
     def timm_robust_defenses(self) -> Iterable[DefenseSpec]:  # type: ignore[empty-body]
-        """Yields training methods; called when somebody lists or asks for methods, at most once per process.
+        """Yields training methods; called when a method is first listed or looked up, at most once per process.
 
         Example:
             from timm_robust.plugin import DefenseSpec, Reference, hookimpl
@@ -47,7 +47,7 @@ class Hooks:
 
     @hookspec
     def timm_robust_modifiers(self) -> Iterable[ModifierSpec]:  # type: ignore[empty-body]
-        """Yields what composes with any method; called with `timm_robust_defenses`, at most once per process.
+        """Yields modifiers of any method; called with `timm_robust_defenses`, at most once per process.
 
         Example:
             from timm_robust.plugin import ModifierSpec, Reference, hookimpl
@@ -56,7 +56,7 @@ class Hooks:
             def timm_robust_modifiers():
                 yield ModifierSpec(
                     name="bar",
-                    summary="weights moved by bar while the loss is taken",
+                    summary="perturbs the weights by bar while the loss is computed",
                     reference=Reference(title="Bar for everybody", arxiv="2401.00002"),
                     api_version=1,
                     target="timm_robust_bar.bar:Bar",
@@ -66,7 +66,7 @@ class Hooks:
 
     @hookspec
     def timm_robust_distillers(self) -> Iterable[DistillerSpec]:  # type: ignore[empty-body]
-        """Yields what makes small data sets of large ones; called with `timm_robust_defenses`, once per process.
+        """Yields distillers of data sets; called with `timm_robust_defenses`, at most once per process.
 
         Example:
             from timm_robust.plugin import DistillerSpec, Reference, hookimpl
@@ -102,8 +102,28 @@ class Hooks:
         """
 
     @hookspec
+    def timm_robust_recipes(self) -> Iterable[RecipeSpec]:  # type: ignore[empty-body]
+        """Yields recipes, named training settings; called with `timm_robust_defenses`, at most once per process.
+
+        Example:
+            from timm_robust.plugin import RecipeSpec, hookimpl
+
+            @hookimpl
+            def timm_robust_recipes():
+                yield RecipeSpec(
+                    name="foo-long",
+                    summary="200 epochs, rate 0.1 divided by ten at 50 % and 75 %",
+                    source="Foo for robustness, ICML 2024 (released code)",
+                    api_version=1,
+                    values={"epochs": 200, "schedule": "multistep", "milestones": "0.5,0.75", "lr": 0.1},
+                    notes={"lr": "code for CIFAR; SVHN has 0.01"},
+                    use="--method foo --recipe foo-long",
+                )
+        """
+
+    @hookspec
     def timm_robust_run_start(self, run: TrainContext) -> None:
-        """Watches a run begin; called after the model is built and before the first epoch.
+        """Start of a run: called after the model is built, before the first epoch.
 
         Example:
             from timm_robust.plugin import hookimpl
@@ -115,7 +135,7 @@ class Hooks:
 
     @hookspec
     def timm_robust_epoch_end(self, run: TrainContext, epoch: int, metrics: Mapping[str, Any]) -> None:
-        """Watches an epoch end; called after the epoch's check, with what `metrics.jsonl` gets (`epoch` counts from 0).
+        """End of an epoch: called after its check, with the row of `metrics.jsonl` (`epoch` counts from 0).
 
         Example:
             from timm_robust.plugin import hookimpl
@@ -127,7 +147,7 @@ class Hooks:
 
     @hookspec
     def timm_robust_run_end(self, run: TrainContext, result: Any) -> None:
-        """Watches a run end; called once after training, not after an error, with one dict of metrics per epoch.
+        """End of a run: called once after training, not after an error, with one dict of metrics per epoch.
 
         Example:
             from timm_robust.plugin import hookimpl

@@ -1,20 +1,18 @@
-"""Finds plugins, keeps broken ones apart, and answers who offers what.
+"""Plugin manager: discovery, isolation of broken plugins, lookup by name.
 
-pluggy checks the hooks of one plugin; this file adds what it leaves out: a stranger that fails is recorded and skipped,
-blocked plugins are never imported, names clash loudly, and every record knows the distribution that it came from.
-What this package ships, and what a user registers by hand, must work: their failures are raised.
+pluggy checks the hooks of one plugin; this file adds what it leaves out: a third-party plugin that fails is recorded
+and skipped, blocked plugins are never imported, name conflicts are errors, and every spec knows its distribution.
+Failures of this package's own plugins, and of plugins registered by hand, are raised.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib.util
-import inspect
 import logging
-import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -22,41 +20,38 @@ from typing import TYPE_CHECKING, Any
 
 import pluggy
 
-from timm_robust.errors import PluginError, UserError, nearest, unknown
+from timm_robust.errors import PluginError, UserError, unknown
 from timm_robust.plugin.callbacks import Callbacks
-from timm_robust.plugin.errors import PluginConflict, PluginFailure
+from timm_robust.plugin.environment import DISABLE, HOST, STRICT, aliases, normal, strict, why_blocked
+from timm_robust.plugin.errors import PluginFailure
+from timm_robust.plugin.hook_checks import checked_hooks, checked_specs
 from timm_robust.plugin.hookspecs import PROJECT, Hooks
-from timm_robust.plugin.registry import RECORDS, AnyCode, AnySpec, Plugin, RegisteredSpec, api_gap, supported
-from timm_robust.plugin.spec import CodeSpec, DefenseSpec, DistillerSpec, ModelsSpec, ModifierSpec, Spec, validate
+from timm_robust.plugin.registry import SPECS, AnySpec, Plugin, RegisteredSpec, api_gap, by_name, conflict
+from timm_robust.plugin.spec import (
+    CodeSpec,
+    DefenseSpec,
+    DistillerSpec,
+    ModelsSpec,
+    ModifierSpec,
+    RecipeSpec,
+)
 
 if TYPE_CHECKING:
     from timm_robust.options import Options
-
-HOST = "timm-robust"
-"""Distribution whose plugins may not fail."""
-
-DISABLE = "TIMM_ROBUST_DISABLE_PLUGINS"
-"""Environment: names of entry points or distributions never to import, with commas between."""
-
-LOAD = "TIMM_ROBUST_LOAD_PLUGINS"
-"""Environment: the only ones to import; set to nothing, none is."""
-
-STRICT = "TIMM_ROBUST_STRICT"
-"""Environment: 1 raises every failure instead of recording it."""
 
 log = logging.getLogger(__name__)
 
 
 class PluginManager:
-    """Plugins by name, and what they offer.
+    """Plugins, and the specs that they offer.
 
     Attributes:
-        strict: raise every failure instead of recording it.
-        failures: what went wrong so far.
+        strict: whether every failure is raised instead of recorded.
+        failures: failures so far.
     """
 
     def __init__(self) -> None:
-        self.strict = os.environ.get(STRICT, "") not in ("", "0")
+        self.strict = strict()
         self.failures: list[PluginFailure] = []
         self._plugins: list[Plugin] = []
         self._files: dict[Path, str] = {}
@@ -64,7 +59,7 @@ class PluginManager:
         self._pluggy = pluggy.PluginManager(PROJECT)
         self._pluggy.add_hookspecs(Hooks)
 
-    # getting plugins in
+    # discovery and registration
 
     def discover(self) -> None:
         """Imports and registers every installed plugin that is not blocked.
@@ -76,13 +71,13 @@ class PluginManager:
         wanted: dict[str, tuple[Plugin, EntryPoint]] = {}
         for entry in sorted(entry_points(group=PROJECT), key=lambda entry: entry.name):
             plugin = Plugin(entry.name, *_identity(entry))
-            plugin.error = _why_blocked(plugin)
+            plugin.error = why_blocked(plugin.name, plugin.distribution)
             if plugin.error:
                 plugin.status = "blocked"
                 self._plugins.append(plugin)
             elif plugin.name in wanted:
-                # pluggy's own loader keeps whichever it meets first, and says nothing
-                raise _conflict(f"the plugin name {plugin.name!r} is used by", wanted[plugin.name][0], plugin)
+                # pluggy's own loader silently keeps the first
+                raise conflict(f"the plugin name {plugin.name!r} is used by", wanted[plugin.name][0], plugin)
             else:
                 wanted[plugin.name] = (plugin, entry)
         for plugin, entry in wanted.values():
@@ -98,9 +93,9 @@ class PluginManager:
         """Registers a plugin: a module, or an object with hooks as attributes.
 
         Args:
-            plugin: holds functions under `hookimpl`.
-            name: unique among active plugins.
-            distribution, version: as if it were installed; a failure is then recorded instead of raised.
+            plugin: module or object that holds functions under `hookimpl`.
+            name: name, unique among active plugins.
+            distribution, version: package to treat it as installed from; failures are then recorded, not raised.
 
         Raises:
             PluginConflict: the name is taken.
@@ -109,19 +104,19 @@ class PluginManager:
         newcomer = Plugin(name, distribution, version)
         for known in self._active():
             if known.name == name:
-                raise _conflict(f"the plugin name {name!r} is used by", known, newcomer)
+                raise conflict(f"the plugin name {name!r} is used by", known, newcomer)
         self._plugins.append(newcomer)
         self._add(plugin, newcomer)
 
     def unregister(self, name: str) -> None:
-        """Forgets the plugin `name` and what it offers."""
+        """Removes the plugin `name` and its specs."""
         if self._pluggy.has_plugin(name):
             self._pluggy.unregister(name=name)
         self._plugins = [plugin for plugin in self._plugins if plugin.name != name]
 
     @contextmanager
     def using(self, plugin: Any, *, name: str) -> Iterator[None]:
-        """Registers a plugin for the length of a `with` block, for tests."""
+        """Registers a plugin for the duration of a `with` block, for tests."""
         self.register(plugin, name=name)
         try:
             yield
@@ -134,10 +129,10 @@ class PluginManager:
         Inside the file, `__name__` is the module's name, for `target=f"{__name__}:Foo"`.
 
         Returns:
-            the plugin's name: the file's, without the ending.
+            name of the plugin: the file's, without the suffix.
 
         Raises:
-            UserError: there is no such file.
+            UserError: no such file.
             PluginError: it fails, or breaks the rules.
         """
         path = Path(path).resolve()
@@ -163,11 +158,11 @@ class PluginManager:
     def _add(self, module: Any, plugin: Plugin) -> None:
         try:
             self._pluggy.register(module, name=plugin.name)
-            plugin.hooks = _checked_hooks(self._pluggy, module)
+            plugin.hooks = checked_hooks(self._pluggy, module)
         except Exception as error:
             self._fail(plugin, "register", error)
 
-    # what they offer
+    # specs by name
 
     def defenses(self) -> dict[str, RegisteredSpec[DefenseSpec]]:
         """Methods by name.
@@ -175,7 +170,7 @@ class PluginManager:
         Raises:
             PluginConflict: two plugins offer one name.
         """
-        return self._by_name(DefenseSpec, "method", lambda spec: (spec.name,))
+        return by_name(self._provided(DefenseSpec), "method")
 
     def model_specs(self) -> dict[str, RegisteredSpec[ModelsSpec]]:
         """Families of networks by name.
@@ -183,71 +178,71 @@ class PluginManager:
         Raises:
             PluginConflict: two plugins offer one family or one network.
         """
-        self._by_name(ModelsSpec, "model", lambda spec: spec.models)
-        return self._by_name(ModelsSpec, "model family", lambda spec: (spec.name,))
+        specs = self._provided(ModelsSpec)
+        by_name(specs, "model", lambda spec: spec.models)
+        return by_name(specs, "model family")
 
     def modifiers(self) -> dict[str, RegisteredSpec[ModifierSpec]]:
-        """What composes with any method, by name.
-
-        Raises:
-            PluginConflict: two plugins offer one name.
-        """
-        return self._by_name(ModifierSpec, "modifier", lambda spec: (spec.name,))
+        """Modifiers by name; raises as `defenses` does."""
+        return by_name(self._provided(ModifierSpec), "modifier")
 
     def distillers(self) -> dict[str, RegisteredSpec[DistillerSpec]]:
-        """What makes small data sets of large ones, by name.
+        """Distillers by name; raises as `defenses` does."""
+        return by_name(self._provided(DistillerSpec), "distiller")
+
+    def recipes(self, own: Iterable[RegisteredSpec[RecipeSpec]] = ()) -> dict[str, RegisteredSpec[RecipeSpec]]:
+        """Recipes by name; their values are not checked here, see `timm_robust.recipes.check`.
+
+        Args:
+            own: recipes of the host, which come first and which no plugin may redefine.
 
         Raises:
-            PluginConflict: two plugins offer one name.
+            PluginConflict: one name is offered twice.
         """
-        return self._by_name(DistillerSpec, "distiller", lambda spec: (spec.name,))
+        return by_name((*own, *self._provided(RecipeSpec)), "recipe")
 
     def defense(self, name: str) -> RegisteredSpec[DefenseSpec]:
         """The method `name`.
 
         Raises:
-            UserError: no such method; says so if its plugin failed, is blocked, or is written for another host.
+            UserError: no such method; says so if its plugin failed, is blocked, or needs another plugin API.
         """
         return self._named(DefenseSpec, name)
 
     def modifier(self, name: str) -> RegisteredSpec[ModifierSpec]:
-        """The modifier `name`.
-
-        Raises:
-            UserError: no such modifier, as `defense` says it.
-        """
+        """The modifier `name`; raises as `defense` does."""
         return self._named(ModifierSpec, name)
 
     def distiller(self, name: str) -> RegisteredSpec[DistillerSpec]:
-        """The distiller `name`.
-
-        Raises:
-            UserError: no such distiller, as `defense` says it.
-        """
+        """The distiller `name`; raises as `defense` does."""
         return self._named(DistillerSpec, name)
 
+    def recipe(self, name: str, own: Iterable[RegisteredSpec[RecipeSpec]] = ()) -> RegisteredSpec[RecipeSpec]:
+        """The recipe `name`, of the host or of a plugin; `own` as in `recipes`, raises as `defense` does."""
+        return self._named(RecipeSpec, name, own)
+
     def load_config(self, name: str, kind: type[CodeSpec] = DefenseSpec) -> type[Options]:
-        """Options class of the method (or modifier, or distiller) `name`; does not import torch.
+        """Options class of a method, modifier or distiller; does not import torch.
 
         Raises:
             UserError: no such method, or its plugin fails to load.
         """
-        found: Any = self._named(kind, name)  # type: ignore[type-var]
-        with self._loading(found):
+        found: Any = self._named(kind, name)
+        with self.blaming(found, "load"):
             return found.spec.load_config()
 
     def load_target(self, name: str, kind: type[CodeSpec] = DefenseSpec) -> type[Any]:
-        """Class of the method (or modifier, or distiller) `name`; imports torch.
+        """Class of a method, modifier or distiller; imports torch.
 
         Raises:
             UserError: no such method, or its plugin fails to load.
         """
-        found: Any = self._named(kind, name)  # type: ignore[type-var]
-        with self._loading(found):
+        found: Any = self._named(kind, name)
+        with self.blaming(found, "load"):
             return found.spec.load_target()
 
     def register_models(self) -> None:
-        """Makes timm know the networks of all plugins; imports torch. Each family is tried once."""
+        """Registers the networks of all plugins with timm; imports torch. Each family is tried once."""
         for name, found in self.model_specs().items():
             if name in self._tried_models:
                 continue
@@ -258,18 +253,18 @@ class PluginManager:
                 self._fail(self._plugin(found.plugin), "load", error)
 
     def observers(self) -> Callbacks:
-        """Whom to tell about one run."""
+        """Callbacks of all plugins for one run."""
         return Callbacks(self)
 
     def implementations(self, hook: str) -> list[tuple[Plugin, Any]]:
-        """Active plugins that implement `hook`, by name, each with pluggy's record of the function."""
+        """Active plugins that implement `hook`, sorted by name, each with pluggy's implementation object."""
         found = getattr(self._pluggy.hook, hook).get_hookimpls()
         return [(self._plugin(one.plugin_name), one) for one in sorted(found, key=lambda one: one.plugin_name)]
 
-    # tables
+    # listings
 
     def method_rows(self) -> list[dict[str, Any]]:
-        """Rows of `timm-robust methods`: every method, and every plugin whose methods cannot be known.
+        """Rows of `timm-robust methods`: every method, and every plugin whose methods are unknown.
 
         Raises:
             PluginConflict: two plugins offer one name.
@@ -283,11 +278,11 @@ class PluginManager:
         return sorted(rows, key=lambda row: row["name"])
 
     def report(self) -> list[dict[str, Any]]:
-        """Rows of `timm-robust plugins`: every plugin that was met."""
+        """Rows of `timm-robust plugins`: every plugin, active or not."""
         self._collect()
         return [plugin.row() for plugin in sorted(self._plugins, key=lambda plugin: plugin.name)]
 
-    # inside
+    # internals
 
     def _active(self) -> list[Plugin]:
         plugins = [plugin for plugin in self._plugins if plugin.status == "active"]
@@ -297,83 +292,68 @@ class PluginManager:
         return next(plugin for plugin in self._active() if plugin.name == name)
 
     def _collect(self) -> None:
-        """Asks each plugin for its records, once; one that fails half-way contributes nothing at all."""
+        """Asks each plugin for its specs, once; a plugin that fails half-way contributes nothing."""
         for plugin in self._active():
-            if plugin.records is None:
+            if plugin.specs is None:
                 try:
-                    plugin.records = self._ask(plugin)
+                    plugin.specs = checked_specs(
+                        (hook, one.function)
+                        for hook in SPECS
+                        for owner, one in self.implementations(hook)
+                        if owner is plugin
+                    )
                 except (Exception, SystemExit) as error:
                     self._fail(plugin, "collect", error)
 
-    def _ask(self, plugin: Plugin) -> list[Spec]:
-        records: list[Spec] = []
-        for hook, expected in RECORDS.items():
-            functions = [one.function for owner, one in self.implementations(hook) if owner is plugin]
-            for function in functions:
-                answer = function()
-                if not hasattr(answer, "__iter__"):
-                    raise PluginError(f"{hook}() gave {_a(answer)}: expected an iterable of {expected.__name__}")
-                for record in answer:  # a generator raises here, long after the call
-                    if not isinstance(record, expected):
-                        raise PluginError(f"{hook}() gave {_a(record)}: expected {expected.__name__}")
-                    validate(record)
-                    if any(record.kind == other.kind and record.name == other.name for other in records):
-                        raise PluginError(f"{hook}() gave {record.name!r} twice: expected different names")
-                    records.append(record)
-        return records
-
     def _provided(self, kind: type[AnySpec]) -> list[RegisteredSpec[AnySpec]]:
-        """Every record of one kind, supported or not."""
+        """Every spec of one kind, supported or not."""
         self._collect()
         return [
-            RegisteredSpec(record, plugin.name, plugin.distribution, plugin.version)
+            RegisteredSpec(spec, plugin.name, plugin.distribution, plugin.version)
             for plugin in self._active()
-            for record in plugin.records or ()
-            if isinstance(record, kind)
+            for spec in plugin.specs or ()
+            if isinstance(spec, kind)
         ]
 
-    def _by_name(
-        self, kind: type[AnySpec], noun: str, names: Callable[[AnySpec], tuple[str, ...]]
-    ) -> dict[str, RegisteredSpec[AnySpec]]:
-        """Supported records of one kind by name; two of one name are a conflict."""
-        table: dict[str, RegisteredSpec[AnySpec]] = {}
-        for found in self._provided(kind):
-            for name in names(found.spec) if supported(found.spec) else ():
-                if name in table:
-                    owners = self._plugin(table[name].plugin), self._plugin(found.plugin)
-                    raise _conflict(f"the {noun} {name!r} is offered by", *owners)
-                table[name] = found
-        return table
-
-    def _named(self, kind: type[AnyCode], name: str) -> RegisteredSpec[AnyCode]:
-        """The record of one kind that offers `name`, or why there is none."""
-        offered = self._by_name(kind, kind.noun, lambda spec: (spec.name,))
+    def _named(
+        self, kind: type[AnySpec], name: str, own: Iterable[RegisteredSpec[AnySpec]] = ()
+    ) -> RegisteredSpec[AnySpec]:
+        """The spec of one kind that offers `name`; the error says why there is none."""
+        offered = by_name((*own, *self._provided(kind)), kind.noun)
         if name in offered:
             return offered[name]
         for found in self._provided(kind):
             if found.spec.name == name:
                 raise UserError(f"{kind.noun} {name!r} comes from {found.origin}, which {api_gap(found.spec)}")
         for plugin in self._plugins:
-            if plugin.status != "active" and _normal(name) in _names(plugin):
+            if plugin.status != "active" and normal(name) in aliases(plugin.name, plugin.distribution):
                 raise UserError(f"{kind.noun} {name!r} comes from {plugin.origin}, which {plugin.error}")
-        broken = ", ".join(plugin.name for plugin in self._plugins if plugin.status == "failed")
-        raise unknown(kind.noun, name, offered, hint=f"plugins that failed: {broken}" if broken else "")
+        raise unknown(kind.noun, name, offered, hint="; ".join([f"see timm-robust {kind.noun}s", *self._absent()]))
+
+    def _absent(self) -> list[str]:
+        """Hints at plugins whose specs are unknown."""
+        hints = []
+        for status, clause in (("failed", "plugins that failed"), ("blocked", "blocked plugins")):
+            names = [plugin.name for plugin in self._plugins if plugin.status == status]
+            if names:
+                hints.append(f"{clause}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}")
+        return hints
 
     @contextmanager
-    def _loading(self, found: RegisteredSpec[AnyCode]) -> Iterator[None]:
-        """Turns a failure to load what the user asked for into a sentence that names the culprit."""
+    def blaming(self, found: RegisteredSpec[AnySpec], stage: str) -> Iterator[None]:
+        """Turns a failure of what the user asked for into a sentence that names the spec and its distribution."""
         try:
             yield
         except UserError:
-            raise  # says already what to do, such as which extra to install
+            raise  # already says what to do, such as which extra to install
         except (Exception, SystemExit) as error:
-            plugin = self._plugin(found.plugin)
-            failure = plugin.failure("load", error)
+            plugin = found.owner()
+            failure = plugin.failure(stage, error)
             self.failures.append(failure)
             if self._must_work(plugin):
                 raise PluginError(str(failure)) from error
             raise UserError(
-                f"{found.spec.noun} {found.spec.name!r} comes from {plugin.origin}, which failed at load: "
+                f"{found.spec.noun} {found.spec.name!r} comes from {plugin.origin}, which failed at {stage}: "
                 f"{failure.error} ({STRICT}=1 shows where)"
             ) from error
 
@@ -381,7 +361,7 @@ class PluginManager:
         return self.strict or plugin.distribution in ("", HOST)
 
     def _fail(self, plugin: Plugin, stage: str, error: BaseException) -> None:
-        """Takes a plugin out, records why and warns once; raises instead where a failure may not be passed over."""
+        """Removes a plugin, records why and warns once; raises instead if the plugin must work."""
         if self._pluggy.has_plugin(plugin.name):  # half of it, with pluggy before 1.7
             self._pluggy.unregister(name=plugin.name)
         failure = plugin.failure(stage, error)
@@ -394,76 +374,13 @@ class PluginManager:
 
 @functools.cache
 def get_manager() -> PluginManager:
-    """The process's manager, with all installed plugins; built on first use."""
+    """Plugin manager of the process, with all installed plugins; built on first use."""
     manager = PluginManager()
     manager.discover()
     return manager
 
 
 def _identity(entry: EntryPoint) -> tuple[str, str]:
-    """Distribution and version of an entry point; a failed uninstall leaves folders that know neither."""
+    """Distribution and version of an entry point; a failed uninstall leaves metadata without either."""
     metadata: Any = entry.dist.metadata if entry.dist else {}
     return metadata.get("Name") or "unknown distribution", metadata.get("Version") or ""
-
-
-def _normal(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name.strip()).lower()
-
-
-def _names(plugin: Plugin) -> set[str]:
-    """What users may call a plugin: its own name, its distribution's, and that without our prefix."""
-    distribution = _normal(plugin.distribution)
-    return {_normal(plugin.name), distribution, distribution.removeprefix(f"{HOST}-")} - {""}
-
-
-def _why_blocked(plugin: Plugin) -> str:
-    """Why the environment blocks a plugin, or nothing."""
-    own = {_normal(plugin.name), _normal(plugin.distribution)}
-    if own & {_normal(name) for name in os.environ.get(DISABLE, "").split(",")}:
-        return f"is blocked by {DISABLE}"
-    allowed = os.environ.get(LOAD)
-    if allowed is not None and not own & {_normal(name) for name in allowed.split(",")}:
-        return f"is not named in {LOAD}"
-    return ""
-
-
-def _checked_hooks(manager: pluggy.PluginManager, module: Any) -> tuple[str, ...]:
-    """Names of the hooks of a registered plugin.
-
-    Raises:
-        PluginError: no hook, an unknown one, or one with a signature that pluggy's versions treat differently.
-    """
-    known = sorted(name for name in vars(Hooks) if name.startswith(PROJECT))
-    callers = manager.get_hookcallers(module) or []
-    for caller in callers:
-        implementation = next(one for one in caller.get_hookimpls() if one.plugin is module)
-        if not caller.has_spec():
-            if implementation.optionalhook:  # of a newer host, and its author knows
-                continue
-            close = nearest(caller.name, known, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(known)}"
-            raise PluginError(f"unknown hook {caller.name!r}: {hint}")
-        if implementation.hookwrapper or implementation.wrapper:
-            raise PluginError(f"hook {caller.name!r} is a wrapper: expected a plain function")
-        for parameter in inspect.signature(implementation.function).parameters.values():
-            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-                raise PluginError(f"hook {caller.name!r} takes {parameter}: expected arguments by name")
-            if parameter.default is not parameter.empty:
-                raise PluginError(f"hook {caller.name!r} has a default for {parameter.name!r}: expected none")
-    hooks = tuple(sorted(caller.name for caller in callers if caller.has_spec()))
-    if not hooks:
-        raise PluginError(f"no hook found: expected a function under @hookimpl with a name like {known[0]}")
-    return hooks
-
-
-def _conflict(what: str, first: Plugin, second: Plugin) -> PluginConflict:
-    # advise to block the stranger rather than what this package ships; what was registered by hand cannot be blocked
-    other = min(second, first, key=lambda plugin: (not plugin.distribution, plugin.distribution == HOST))
-    name = other.distribution if first.name == second.name else other.name
-    return PluginConflict(f"{what} both {first.origin} and {second.origin}: block one with {DISABLE}={name}")
-
-
-def _a(value: Any) -> str:
-    """`a dict`, `an int`."""
-    name = type(value).__name__
-    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"

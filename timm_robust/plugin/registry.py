@@ -1,28 +1,38 @@
-"""What discovery met: records with their origin, and plugins with their state."""
+"""Registered specs with their origin, and plugins with their status."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from timm_robust.plugin.errors import PluginFailure, provider
-from timm_robust.plugin.spec import SUPPORTED_API, DefenseSpec, DistillerSpec, ModelsSpec, ModifierSpec, Spec
+from timm_robust.plugin.environment import DISABLE, HOST
+from timm_robust.plugin.errors import PluginConflict, PluginFailure, provider
+from timm_robust.plugin.spec import (
+    SUPPORTED_API,
+    DefenseSpec,
+    DistillerSpec,
+    ModelsSpec,
+    ModifierSpec,
+    RecipeSpec,
+    Spec,
+)
 
-RECORDS: dict[str, type[Spec]] = {
+SPECS: dict[str, type[Spec]] = {
     "timm_robust_defenses": DefenseSpec,
     "timm_robust_modifiers": ModifierSpec,
     "timm_robust_distillers": DistillerSpec,
     "timm_robust_models": ModelsSpec,
+    "timm_robust_recipes": RecipeSpec,
 }
-"""Hooks that yield records, and of which kind; all others observe."""
+"""Hooks that yield specs, and the kind of each; all other hooks are callbacks."""
 
-AnySpec = TypeVar("AnySpec", DefenseSpec, ModifierSpec, DistillerSpec, ModelsSpec)
-AnyCode = TypeVar("AnyCode", DefenseSpec, ModifierSpec, DistillerSpec)
+AnySpec = TypeVar("AnySpec", bound=Spec)
 
 
 @dataclass(frozen=True)
 class RegisteredSpec(Generic[AnySpec]):
-    """A record, and the plugin, distribution and version that it came from."""
+    """A spec with the plugin, distribution and version that it comes from."""
 
     spec: AnySpec
     plugin: str
@@ -31,15 +41,19 @@ class RegisteredSpec(Generic[AnySpec]):
 
     @property
     def origin(self) -> str:
-        """`timm-robust-foo 0.2`."""
+        """Origin in messages: `timm-robust-foo 0.2`."""
         return provider(self.plugin, self.distribution, self.version)
 
     def provider(self) -> dict[str, str]:
-        """As manifests have it."""
+        """Origin in manifests."""
         return {"name": self.plugin, "distribution": self.distribution, "version": self.version}
 
+    def owner(self) -> Plugin:
+        """The plugin, by identity only."""
+        return Plugin(self.plugin, self.distribution, self.version)
+
     def row(self) -> dict[str, Any]:
-        """As `methods --json` has it."""
+        """Row of `methods --json`."""
         spec = self.spec
         return {
             "name": spec.name,
@@ -55,15 +69,15 @@ class RegisteredSpec(Generic[AnySpec]):
 
 @dataclass
 class Plugin:
-    """One plugin that was met, whatever became of it.
+    """A plugin that was discovered or registered, with its status.
 
     Attributes:
-        name: of the entry point.
+        name: name of the entry point.
         distribution, version: empty if it was registered by hand.
         status: "active", "blocked" or "failed".
         error: why it is not active, as a clause ("failed at import: ...").
         hooks: names of the hooks that it implements.
-        records: what it yielded; None until it was asked.
+        specs: specs that it yielded; None before it was asked.
     """
 
     name: str
@@ -72,45 +86,78 @@ class Plugin:
     status: str = "active"
     error: str = ""
     hooks: tuple[str, ...] = ()
-    records: list[Spec] | None = None
+    specs: list[Spec] | None = None
 
     @property
     def origin(self) -> str:
-        """`timm-robust-foo 0.2`."""
+        """Origin in messages: `timm-robust-foo 0.2`."""
         return provider(self.name, self.distribution, self.version)
 
     def failure(self, stage: str, error: BaseException) -> PluginFailure:
-        """The record of an exception that it raised."""
+        """Failure for an exception that the plugin raised."""
         return PluginFailure.of(self.name, self.distribution, self.version, stage, error)
 
     def row(self) -> dict[str, Any]:
-        """As `plugins --json` has it."""
-        records = self.records or []
+        """Row of `plugins --json`."""
+        specs = self.specs or []
         status, error = self.status, self.error
-        if status == "active" and records and not any(map(supported, records)):
-            status, error = "incompatible", api_gap(records[0])
-        kinds = {record.kind for record in records} | ({"observer"} if set(self.hooks) - set(RECORDS) else set())
+        if status == "active" and specs and not any(map(supported, specs)):
+            status, error = "incompatible", api_gap(specs[0])
+        kinds = {spec.kind for spec in specs} | ({"observer"} if set(self.hooks) - set(SPECS) else set())
         return {
             "name": self.name,
             "kind": ", ".join(sorted(kinds)) or "unknown",
-            "summary": "; ".join(record.summary for record in records),
-            "reference": "; ".join(str(record.reference) for record in records if record.reference),
+            "summary": "; ".join(spec.summary for spec in specs),
+            "reference": "; ".join(str(spec.reference) for spec in specs if spec.reference),
             "distribution": self.distribution,
             "version": self.version,
             "status": status,
             "error": error,
-            "api_version": max((record.api_version for record in records), default=None),
+            "api_version": max((spec.api_version for spec in specs), default=None),
             "hooks": list(self.hooks),
-            "offers": [name for record in records for name in record.offers],
+            # a method and its recipe often share a name
+            "offers": list(dict.fromkeys(name for spec in specs for name in spec.offers)),
         }
 
 
 def supported(spec: Spec) -> bool:
-    """Whether this host serves the contract that the record was written for."""
+    """Whether this host serves the plugin API that the spec was written for."""
     return spec.api_version in SUPPORTED_API
 
 
 def api_gap(spec: Spec) -> str:
-    """Why it does not, as a clause."""
+    """Why the host does not serve the spec, as a clause."""
     known = ", ".join(map(str, sorted(SUPPORTED_API)))
     return f"needs plugin API {spec.api_version}, but this timm-robust has {known}"
+
+
+def by_name(
+    specs: Iterable[RegisteredSpec[AnySpec]],
+    noun: str,
+    names: Callable[[AnySpec], tuple[str, ...]] = lambda spec: (spec.name,),
+) -> dict[str, RegisteredSpec[AnySpec]]:
+    """Supported specs by the names that they offer.
+
+    Args:
+        specs: specs of one kind.
+        noun: kind of name, for the message.
+        names: names that a spec offers; default: its own.
+
+    Raises:
+        PluginConflict: one name is offered twice.
+    """
+    table: dict[str, RegisteredSpec[AnySpec]] = {}
+    for found in specs:
+        for name in names(found.spec) if supported(found.spec) else ():
+            if name in table:
+                raise conflict(f"the {noun} {name!r} is offered by", table[name].owner(), found.owner())
+            table[name] = found
+    return table
+
+
+def conflict(what: str, first: Plugin, second: Plugin) -> PluginConflict:
+    """Error for a name that two plugins claim, with the way out."""
+    # advise to block the third party rather than this package; a plugin registered by hand cannot be blocked
+    other = min(second, first, key=lambda plugin: (not plugin.distribution, plugin.distribution == HOST))
+    name = other.distribution if first.name == second.name else other.name
+    return PluginConflict(f"{what} both {first.origin} and {second.origin}: block one with {DISABLE}={name}")

@@ -1,6 +1,6 @@
-"""Records that plugins hand to the host: who they are, and as text where their code lives.
+"""Specs: what a plugin declares about a method, modifier, distiller, family of networks or recipe.
 
-The text is resolved on use, so listing every plugin imports neither torch nor any method's code.
+Code is named as text and imported on use, so listing every plugin imports neither torch nor any method's code.
 """
 
 from __future__ import annotations
@@ -8,27 +8,29 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
-from timm_robust.errors import PluginError, UserError, nearest
-from timm_robust.options import Options, check_options_class, check_value
-
-if TYPE_CHECKING:
-    from timm_robust.defense import Defense
-    from timm_robust.distiller import Distiller
-    from timm_robust.modifier import Modifier
+from timm_robust.errors import PluginError, nearest
+from timm_robust.options import Options, check_options_class
 
 API_VERSION = 1
-"""Number of the plugin contract; a plugin writes it as a literal, so that an old plugin never claims to be new."""
+"""Version of the plugin API; a plugin writes it as a literal, so that an old plugin never claims to be new."""
 
 SUPPORTED_API = frozenset({1})
-"""Contracts that this host still serves; records of others are listed as incompatible."""
+"""Plugin APIs that this host still serves; specs of others are listed as incompatible."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """Where a method comes from; `title` is the paper's, `arxiv` its number ("1706.06083")."""
+    """Publication of a method.
+
+    Attributes:
+        title: title of the paper.
+        arxiv: arXiv number ("1706.06083").
+        url: address of the code or page.
+        venue: conference or journal, and year.
+    """
 
     title: str
     arxiv: str | None = None
@@ -42,19 +44,21 @@ class Reference:
 
 @dataclass(frozen=True, kw_only=True)
 class CodeSpec:
-    """What records of methods, modifiers and distillers share: a class with options, both named by text.
+    """Base of the specs of methods, modifiers and distillers: a class and its options, both named as text.
 
     Attributes:
-        name: what users type; lower case, digits and hyphens.
+        name: name that users type; lower case, digits and hyphens.
         summary: one line.
         reference: the paper.
-        api_version: the contract it was written for, as a literal.
+        api_version: plugin API it was written for, as a literal.
         target: "module:Class" of the code.
         config: "module:Class" of its options; that module must not import torch.
     """
 
     kind: ClassVar[str]
     noun: ClassVar[str]
+    base: ClassVar[str]
+    """Base class of `target`, as text like it: it lives in a higher layer and needs torch."""
 
     name: str
     summary: str
@@ -69,10 +73,10 @@ class CodeSpec:
         return (self.name,)
 
     def load_config(self) -> type[Options]:
-        """The class of its options, checked; does not import torch.
+        """Options class, checked; does not import torch.
 
         Raises:
-            PluginError: nothing there, or no proper options class.
+            PluginError: no such class, or not a valid options class.
         """
         owner = f"{self.noun} {self.name!r}"
         cls = _load_object(self.config, owner=owner)
@@ -80,19 +84,17 @@ class CodeSpec:
         return cls
 
     def load_target(self) -> type[Any]:
-        """The class of the code; imports torch.
+        """Class of the code; imports torch.
 
         Raises:
-            PluginError: nothing there, or not a subclass of what its kind derives from.
+            PluginError: no such class, or not a subclass of `base`.
         """
-        base, owner = self._base(), f"{self.noun} {self.name!r}"
+        owner = f"{self.noun} {self.name!r}"
+        base = _load_object(self.base, owner=owner)
         cls = _load_object(self.target, owner=owner)
         if not (isinstance(cls, type) and issubclass(cls, base)):
             raise PluginError(f"target {self.target!r} of {owner} is no subclass of {base.__name__}")
         return cls
-
-    def _base(self) -> type[Any]:
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,70 +102,59 @@ class DefenseSpec(CodeSpec):
     """A training method; its `target` is a `timm_robust.defense.Defense`.
 
     Attributes:
-        recommends: recipe settings that the method does best with, and "activation" for a swap in the whole model.
-            The user's own settings win.
-        teachers: for a method that learns from trained networks: the option that holds the folder of each, and the
-            method that trains it where the user names none.
+        recommends: recipe settings that suit the method best, and "activation" for a swap in the whole model; they
+            override a recipe, and the user's settings override them.
+        teachers: teacher networks of the method: option that holds the run folder of each -> method that trains it
+            when the user names none.
     """
 
     kind: ClassVar[str] = "defense"
     noun: ClassVar[str] = "method"
+    base: ClassVar[str] = "timm_robust.defense:Defense"
 
     recommends: Mapping[str, Any] = field(default_factory=dict)
     teachers: Mapping[str, str] = field(default_factory=dict)
 
-    def _base(self) -> type[Defense]:
-        from timm_robust.defense import Defense
-
-        return Defense
-
 
 @dataclass(frozen=True, kw_only=True)
 class ModifierSpec(CodeSpec):
-    """Something that composes with any method; its `target` is a `timm_robust.modifier.Modifier`."""
+    """A modifier, which composes with any method; its `target` is a `timm_robust.modifier.Modifier`."""
 
     kind: ClassVar[str] = "modifier"
     noun: ClassVar[str] = "modifier"
-
-    def _base(self) -> type[Modifier]:
-        from timm_robust.modifier import Modifier
-
-        return Modifier
+    base: ClassVar[str] = "timm_robust.modifier:Modifier"
 
 
 @dataclass(frozen=True, kw_only=True)
 class DistillerSpec(CodeSpec):
-    """Something that makes a small data set of a large one; its `target` is a `timm_robust.distiller.Distiller`.
+    """A distiller of data sets; its `target` is a `timm_robust.distiller.Distiller`.
 
     Attributes:
-        use: arguments of `timm-robust train` that go with its images, where a method was made for them.
+        use: arguments of `timm-robust train` for training on its images, if a method was made for them.
     """
 
     kind: ClassVar[str] = "distiller"
     noun: ClassVar[str] = "distiller"
+    base: ClassVar[str] = "timm_robust.distiller:Distiller"
 
     use: str = ""
-
-    def _base(self) -> type[Distiller]:
-        from timm_robust.distiller import Distiller
-
-        return Distiller
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelsSpec:
-    """Networks that timm lacks; importing `module` registers them with timm.
+    """A family of networks that timm lacks; importing `module` registers them with timm.
 
     Attributes:
-        name: of the family; lower case, digits and hyphens.
+        name: name of the family; lower case, digits and hyphens.
         summary: one line.
         reference: the paper, if there is one.
-        api_version: the contract it was written for, as a literal.
-        module: the module to import.
+        api_version: plugin API it was written for, as a literal.
+        module: module to import.
         models: names that it registers.
     """
 
     kind: ClassVar[str] = "models"
+    noun: ClassVar[str] = "model family"
 
     name: str
     summary: str
@@ -181,7 +172,7 @@ class ModelsSpec:
         """Registers the networks with timm; imports torch.
 
         Raises:
-            PluginError: importing the module did not register what the record promises.
+            PluginError: importing the module did not register every name in `models`.
         """
         importlib.import_module(self.module)
         from timm import is_model
@@ -191,28 +182,72 @@ class ModelsSpec:
             raise PluginError(f"importing {self.module!r} does not register {', '.join(missing)} with timm")
 
 
-Spec = DefenseSpec | ModifierSpec | DistillerSpec | ModelsSpec
+@dataclass(frozen=True, kw_only=True)
+class RecipeSpec:
+    """A recipe: a named set of training settings, with the source of each.
+
+    Attributes:
+        name: name that users type; lower case, digits and hyphens.
+        summary: one line.
+        source: publication or code that the values come from; "our choice" if none.
+        api_version: plugin API it was written for, as a literal.
+        values: recipe settings that differ from the defaults, see `timm-robust recipes default`.
+        notes: source of single values, or what to know about them, by setting.
+        use: arguments of `timm-robust train` that go with it, if it was made for one method; names the recipe itself.
+        departs: what of the source it does not reproduce.
+    """
+
+    kind: ClassVar[str] = "recipe"
+    noun: ClassVar[str] = "recipe"
+
+    name: str
+    summary: str
+    source: str
+    api_version: int
+    values: Mapping[str, Any]
+    notes: Mapping[str, str] = field(default_factory=dict)
+    use: str = ""
+    departs: str = ""
+
+    @property
+    def reference(self) -> str:
+        """The source, as listings of plugins show it."""
+        return self.source
+
+    @property
+    def offers(self) -> tuple[str, ...]:
+        """Names that users may ask for."""
+        return (self.name,)
+
+    def source_of(self, setting: str) -> str:
+        """Source of the value of one setting."""
+        return self.notes.get(setting) or (self.source if setting in self.values else "default")
+
+
+Spec = DefenseSpec | ModifierSpec | DistillerSpec | ModelsSpec | RecipeSpec
 
 
 def validate(spec: Spec) -> None:
-    """Refuses a record that the host could not list, document or load; of other contracts only the name is looked at.
+    """Refuses a spec that the host could not list, document or load; for other plugin APIs it checks the name only.
+
+    Recipe settings, in `values` and `recommends`, are checked by `timm_robust.recipes`, which knows them.
 
     Raises:
-        PluginError: naming the record, the attribute, its value and what was expected.
+        PluginError: naming the spec, the attribute, its value and what was expected.
     """
     for problem in _problems(spec):
         raise PluginError(f"{spec.kind} {spec.name!r} {problem}")
 
 
 def _problems(spec: Spec) -> Iterator[str]:
-    """What is wrong with a record, worst first."""
+    """Complaints about a spec, worst first."""
     if not isinstance(spec.name, str) or not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", spec.name):
         yield "has a bad name: expected lower case letters, digits and single hyphens"
     if not isinstance(spec.api_version, int):
         yield f"has api_version {spec.api_version!r}: expected an integer like {API_VERSION}"
     if spec.api_version not in SUPPORTED_API:
         return
-    if not isinstance(spec.summary, str) or not spec.summary.strip() or "\n" in spec.summary:
+    if not _is_line(spec.summary):
         yield f"has summary {spec.summary!r}: expected one line"
     if isinstance(spec, CodeSpec):
         if not isinstance(spec.reference, Reference) or not spec.reference.title.strip():
@@ -220,30 +255,33 @@ def _problems(spec: Spec) -> Iterator[str]:
         for part in ("target", "config"):
             if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", str(getattr(spec, part))):
                 yield f"has {part} {getattr(spec, part)!r}: expected 'module:Class'"
-        yield from _bad_recommendations(spec.recommends) if isinstance(spec, DefenseSpec) else ()
+        if isinstance(spec, DefenseSpec) and not isinstance(spec.recommends, Mapping):
+            yield f"has recommends {spec.recommends!r}: expected a dict by recipe setting"
+    elif isinstance(spec, RecipeSpec):
+        yield from _recipe_problems(spec)
     elif not isinstance(spec.models, tuple) or not spec.models:
         yield f"has models {spec.models!r}: expected a tuple of names"
-    arxiv = spec.reference.arxiv if spec.reference else None
+    arxiv = spec.reference.arxiv if isinstance(spec.reference, Reference) else None
     if arxiv and not re.fullmatch(r"\d{4}\.\d{4,5}|[a-z-]+/\d{7}", arxiv):
         yield f"has arxiv {arxiv!r}: expected a number like 1706.06083"
 
 
-def _bad_recommendations(recommends: Mapping[str, Any]) -> Iterator[str]:
-    from timm_robust.recipes.recipe import Recipe  # not above: recipes are built from our options
+def _recipe_problems(spec: RecipeSpec) -> Iterator[str]:
+    if not _is_line(spec.source):
+        yield f"has source {spec.source!r}: expected one line, such as the paper or 'our choice'"
+    for part in ("values", "notes"):
+        if not isinstance(getattr(spec, part), Mapping):
+            yield f"has {part} {getattr(spec, part)!r}: expected a dict by setting"
+    for part in ("use", "departs"):
+        if not isinstance(getattr(spec, part), str):
+            yield f"has {part} {getattr(spec, part)!r}: expected text"
+    for setting in spec.notes:
+        if setting not in spec.values:
+            yield f"has a note about {setting!r}, which is not among its values"
 
-    known = {setting.name: setting for setting in fields(Recipe)}
-    for name, value in recommends.items():
-        if name == "activation":
-            continue
-        if name not in known:
-            close = nearest(name, [*known, "activation"], n=1)
-            hint = f": did you mean {close[0]}?" if close else ""
-            yield f"recommends {name!r}, which is no recipe setting{hint}"
-            continue
-        try:
-            check_value(known[name], value, owner="recipe setting")
-        except UserError as error:
-            yield f"recommends a bad value: {error}"
+
+def _is_line(text: Any) -> bool:
+    return isinstance(text, str) and bool(text.strip()) and "\n" not in text
 
 
 def _load_object(path: str, owner: str) -> Any:

@@ -1,1 +1,1 @@
-"""Training settings, and named sets of them. Torch-free."""
+"""Recipes: training settings, and named sets of them. Torch-free."""

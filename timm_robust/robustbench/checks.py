@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from timm_robust.data.class_order import match_classes
 from timm_robust.errors import UserError
 from timm_robust.robustbench.record import Board
 
@@ -65,9 +66,20 @@ def check_network(metadata: Mapping[str, Any], board: Board) -> None:
             f"the network has {classes} classes and {channels} channels, {board.dataset} has {board.num_classes} and "
             "3: choose the board of the data it was trained on"
         )
-    names = tuple(metadata.get("data", {}).get("class_names") or ())
-    if board.dataset == "cifar10" and names and names != CIFAR10_CLASSES:
-        raise UserError(f"the network's classes are {', '.join(names)}, not CIFAR-10's in their order")
+    if board.dataset != "cifar10":
+        return
+    numbers = match_classes(
+        metadata.get("data", {}).get("class_names"),
+        CIFAR10_CLASSES,
+        owner="the network",
+        data="CIFAR-10",
+        remedy="expected a network trained on CIFAR-10",
+    )
+    if numbers not in (None, list(range(len(CIFAR10_CLASSES)))):
+        raise UserError(
+            f"the network has CIFAR-10's classes in another order (airplane is its class {numbers[0]}), and a board "
+            "takes its logits as they are: train on torch/cifar10, or on folders named after CIFAR-10's classes"
+        )
 
 
 def check_folder(folder: Path, own: str) -> None:

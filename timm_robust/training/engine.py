@@ -121,7 +121,7 @@ class Engine:
             in_chans=config.data.in_chans,
             teachers={name: teacher.to(self.device) for name, teacher in config.teachers.items()},
             auxiliary_model=self.auxiliary_model,
-            distilled=config.data.distilled.record if config.data.distilled else {},
+            distilled=config.data.distilled.manifest if config.data.distilled else {},
             batches=lambda: self.loader.epoch(self.epoch),
             unaugmented=partial(make_eval_loader, config.data.train, batch_size=250, device=self.device),
             save=partial(save_aside, self),

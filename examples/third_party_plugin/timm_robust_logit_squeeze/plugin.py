@@ -1,11 +1,13 @@
-"""What timm-robust finds: the method, and a logger of its penalty."""
+"""Plugin: the method, its recipe, and a log of its penalty."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from timm_robust.plugin import DefenseSpec, Reference, hookimpl
+from timm_robust.plugin import DefenseSpec, RecipeSpec, Reference, hookimpl
+
+from .recipes import RECIPES
 
 
 @hookimpl
@@ -18,6 +20,11 @@ def timm_robust_defenses() -> Iterator[DefenseSpec]:
         target="timm_robust_logit_squeeze.logit_squeeze:LogitSqueeze",
         config="timm_robust_logit_squeeze.options:LogitSqueezeOptions",
     )
+
+
+@hookimpl
+def timm_robust_recipes() -> Iterable[RecipeSpec]:
+    return RECIPES
 
 
 @hookimpl

@@ -1,0 +1,18 @@
+"""Recipe for logit squeezing; torch-free."""
+
+from __future__ import annotations
+
+from timm_robust.plugin import RecipeSpec
+
+RECIPES = (
+    RecipeSpec(
+        name="logit-squeeze-quick",
+        summary="two epochs, one cycle to 0.1: a first look, not a result",
+        source="our choice",
+        api_version=1,
+        values={"epochs": 2, "schedule": "onecycle", "lr": 0.1},
+        notes={"lr": "half of the host's default, since the penalty is large on untrained logits"},
+        use="--method logit-squeeze -o weight=0.02 --recipe logit-squeeze-quick",
+        departs="the paper trains without adversarial images, and much longer",
+    ),
+)
