@@ -88,7 +88,7 @@ def test_clean_accuracy_is_above_chance(trained, method):
 def test_stronger_attacks_leave_less(trained, images, method):
     """AutoAttack <= PGD-50-10 <= PGD-10 <= FGSM <= clean on the same images, with room for one lucky image."""
     names = ["fgsm", "pgd-10-1", "pgd-50-10", "autoattack"]
-    record = timm_robust.evaluate(trained[method].folder, images, attacks=names, n_examples=HARD, quiet=True)
+    record = timm_robust.evaluate(trained[method].folder, images, attacks=names, examples=HARD, quiet=True)
     shares = [record.clean_accuracy, *(record.attacks[name]["robust_accuracy"] for name in names)]
     print(method, dict(zip(["clean", *names], shares, strict=True)))
     assert all(weaker >= stronger - 1 / HARD for weaker, stronger in pairwise(shares))

@@ -15,6 +15,8 @@ from timm_robust.attacks.attacker import Attacker
 from timm_robust.data import load_data, make_eval_loader, make_train_loader
 from timm_robust.evaluation.autoattack import run_autoattack
 from timm_robust.evaluation.evaluate import evaluate_model
+from timm_robust.evaluation.inputs import EvalInputs
+from timm_robust.evaluation.settings import EvalSettings
 from timm_robust.models.factory import build_model
 from timm_robust.threat import Threat, make_threat
 from timm_robust.training.accelerator import FP16_GRADIENT_SCALE
@@ -190,7 +192,7 @@ def test_autoattack():
     adversary = AutoAttack(model, norm="Linf", eps=threat.eps, version="standard", seed=3, device="cuda")
     by_hand = (adversary.run_standard_evaluation(images, targets, batch_size=5)[1] == targets).cpu()
     state = torch.cuda.get_rng_state()
-    result = run_autoattack(model, images, targets, threat, batch_size=5, seed=3)
+    result = run_autoattack(EvalInputs(model, images, targets, threat), settings=EvalSettings(5, seed=3))
     assert torch.equal(result.robust.cpu(), by_hand)
     assert not result.robust[0] and result.flags == []
     assert torch.equal(torch.cuda.get_rng_state(), state)
@@ -200,7 +202,7 @@ def test_evaluation_keeps_the_generators(small_model, few_digits):
     images, targets = (part.cuda() for part in few_digits[1])
     model = small_model.cuda().eval()
     before = torch.cuda.get_rng_state(), torch.get_rng_state()
-    evaluate_model(model, images, targets, make_threat(image_size=8), attacks=["fgsm", "pgd-2-2"])
+    evaluate_model(EvalInputs(model, images, targets, make_threat(image_size=8)), ["fgsm", "pgd-2-2"])
     assert torch.equal(torch.cuda.get_rng_state(), before[0]) and torch.equal(torch.get_rng_state(), before[1])
 
 

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from timm_robust.api.distill import DistillResult as DistillResult
     from timm_robust.api.distill import distill as distill
     from timm_robust.api.evaluate import evaluate as evaluate
+    from timm_robust.api.report import make_report as make_report
     from timm_robust.api.train import list_methods as list_methods
     from timm_robust.api.train import register_models as register_models
     from timm_robust.api.train import train as train
     from timm_robust.errors import RunFailed as RunFailed
     from timm_robust.errors import UserError as UserError
-    from timm_robust.report.page import make_report as make_report
     from timm_robust.runs.checkpoint import load as load
     from timm_robust.runs.history import TrainResult as TrainResult
 
@@ -37,7 +37,7 @@ _HOMES = {
     "evaluate": "timm_robust.api.evaluate",
     "list_methods": "timm_robust.api.train",
     "load": "timm_robust.runs.checkpoint",
-    "make_report": "timm_robust.report.page",
+    "make_report": "timm_robust.api.report",
     "register_models": "timm_robust.api.train",
     "train": "timm_robust.api.train",
 }

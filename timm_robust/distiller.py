@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from timm_robust.models.class_order import ClassAlignedModel
     from timm_robust.options import Options
     from timm_robust.threat import Threat
+    from timm_robust.utils.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class DistillContext:
         batch_size: images per forward pass of the observer.
         workers: number of processes that read images; None: chosen by the loader.
         autocast: factory of the context in which the observer runs (mixed precision).
-        progress: callback(images done, images in total).
+        progress: callback(name, done so far, total).
         seconds: time spent, by activity; see `timed`.
     """
 
@@ -97,7 +98,7 @@ class DistillContext:
     batch_size: int = 256
     workers: int | None = None
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
-    progress: Callable[[int, int], None] = lambda done, total: None
+    progress: Progress = lambda name, done, total, status="": None
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""The threat model: which norm, which radius, in units of the [0, 1] pixel range.
+"""Threat model: norm and radius, in units of the [0, 1] pixel range.
 
 Torch-free, so that the command line can check `--eps` before anything heavy is loaded.
 """
@@ -13,16 +13,16 @@ from fractions import Fraction
 from timm_robust.errors import UserError, unknown
 
 NORMS = ("Linf", "L2")
-"""Norms that training knows."""
+"""Norms of training."""
 
 EVALUATION_NORMS = (*NORMS, "L1")
-"""Norms that evaluation knows."""
+"""Norms of evaluation."""
 
 SMALL_IMAGE = 64
 """Largest side, in pixels, of small images: defaults and the stem follow the CIFAR family, and ImageNet above."""
 
 DEFAULT_EPS = {"Linf": ("8/255", "4/255"), "L2": ("0.5", "3.0"), "L1": ("12", "60")}
-"""Radii up to 64 pixels and above."""
+"""Default radii for images of up to 64 pixels, and above."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Threat:
     Attributes:
         norm: "Linf" or "L2"; "L1" in evaluation.
         eps: radius in units of the [0, 1] pixel range (8/255 = 0.0314).
-        eps_text: the radius as the user wrote it ("8/255"), for records.
+        eps_text: radius as the user wrote it ("8/255"), for records.
     """
 
     norm: str
@@ -42,15 +42,19 @@ class Threat:
     def __str__(self) -> str:
         return f"{self.norm} {self.eps_text}"
 
+    def to_dict(self) -> dict[str, str | float]:
+        """Plain values for records and checkpoints."""
+        return {"norm": self.norm, "eps": self.eps, "eps_text": self.eps_text}
+
 
 def parse_eps(value: str | float | Fraction, norm: str = "Linf") -> tuple[float, str]:
     """Radius from "8/255", a Fraction or a float.
 
     Returns:
-        the radius in units of the [0, 1] pixel range, and its text for records.
+        radius in units of the [0, 1] pixel range, and its text for records.
 
     Raises:
-        UserError: not a number, negative, or an Linf radius above 1 (pixels have been meant).
+        UserError: not a number, negative, or an Linf radius above 1 (probably meant in pixel values).
     """
     text = str(value).strip()
     if re.fullmatch(r"[0-9.eE+-]+\s*/\s*[0-9.eE+-]+", text):
@@ -77,7 +81,7 @@ def parse_eps(value: str | float | Fraction, norm: str = "Linf") -> tuple[float,
 
 
 def _as_255ths(eps: float) -> str:
-    """`8/255` for 0.03137...; the plain number where it is no multiple of 1/255."""
+    """`8/255` for 0.03137...; the plain number if it is no multiple of 1/255."""
     steps = round(eps * 255)
     return f"{steps}/255" if steps > 0 and abs(eps * 255 - steps) < 1e-6 else f"{eps:g}"
 
@@ -89,14 +93,17 @@ def make_threat(
     image_size: int,
     norms: tuple[str, ...] = NORMS,
 ) -> Threat:
-    """The threat for images of `image_size` pixels; without `eps` the one that users of benchmarks expect.
+    """The threat model for images of `image_size` pixels; `eps` defaults to the radius of the usual benchmarks.
 
     Defaults: Linf 8/255 up to 64 pixels and 4/255 above; L2 0.5 up to 64 pixels and 3.0 above
     (the radii of RobustBench's boards and of the published ImageNet models); L1 12 up to 64 pixels and 60 above
     (Croce and Hein, Mind the box, ICML 2021, arXiv:2103.01208; the 60 is remembered, not looked up).
 
     Args:
-        norms: those to choose from; `EVALUATION_NORMS` where nothing is trained.
+        norm: one of `norms`, in capitals or not.
+        eps: radius as `parse_eps` takes it.
+        image_size: side in pixels, for the default radius.
+        norms: accepted norms; `EVALUATION_NORMS` where nothing is trained.
 
     Raises:
         UserError: unknown norm, or a radius that `parse_eps` refuses.

@@ -58,7 +58,7 @@ def robust_correct(checkpoint: Path, data: str, eps: str, seed: int, mode: str, 
     place = arguments.output / f"{checkpoint.name}-{eps.replace('/', '-')}-{mode}-{arguments.n}-seed{seed}.json"
     if not place.exists():
         timm_robust.evaluate(
-            checkpoint, data, attacks=["clean", "autoattack"], n_examples=arguments.n, eps=eps, seed=seed,
+            checkpoint, data, attacks=["clean", "autoattack"], examples=arguments.n, eps=eps, seed=seed,
             device=arguments.device, json=place, quiet=arguments.quiet, **MODES[mode],
         )  # fmt: skip
     record = json.loads(place.read_text())

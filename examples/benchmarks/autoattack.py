@@ -28,28 +28,30 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import timm_robust
 from timm_robust.data import as_tensors, load_data
 from timm_robust.evaluation import autoattack
-from timm_robust.evaluation.autoattack import AutoAttackProgress, attacks_for, run_autoattack
+from timm_robust.evaluation.autoattack import attacks_for, run_autoattack
 from timm_robust.evaluation.autoattack_package import implementation, implementation_version
 from timm_robust.evaluation.fast import run_fast
-from timm_robust.threat import Threat, make_threat
+from timm_robust.evaluation.inputs import EvalInputs
+from timm_robust.evaluation.settings import EvalSettings, FastMode
+from timm_robust.evaluation.state import Slot
+from timm_robust.threat import make_threat
 from timm_robust.utils.environment import hardware, versions
 
 Way = Callable[[str, Tensor], Tensor]
-"""Runs one attack on the images that stand, bool [N]; returns those that stand after it."""
+"""Runs one attack on the images that are still correct, bool [N]; returns those that are after it."""
 
 
-def reference(model: nn.Module, images: Tensor, targets: Tensor, threat: Threat, seed: int, batch_size: int) -> Way:
+def reference(inputs: EvalInputs, settings: EvalSettings) -> Way:
     """The installed implementation, called for each batch as its `run_standard_evaluation` does."""
+    model, threat, device, seed = inputs.model, inputs.threat, inputs.device, settings.seed
     module = importlib.import_module(implementation())
-    device = next(model.parameters()).device
     adversary = module.AutoAttack(model, norm=threat.norm, eps=threat.eps, seed=seed, version="standard", device=device)
-    with torch.no_grad():
-        _, n_targets = attacks_for(model(images[:1].to(device)).shape[1])
+    _, n_targets = attacks_for(inputs.num_classes)
     for part in (adversary.apgd_targeted, adversary.fab):
         part.n_target_classes = n_targets
     adversary.apgd.loss, adversary.fab.targeted = "ce", True
@@ -63,9 +65,9 @@ def reference(model: nn.Module, images: Tensor, targets: Tensor, threat: Threat,
     def run(attack: str, still_correct: Tensor) -> Tensor:
         still_correct = still_correct.clone()
         for parameter in model.parameters():
-            parameter.requires_grad_(batch_size <= 32)
-        for rows in still_correct.nonzero().squeeze(1).split(batch_size):
-            x, y = images[rows].to(device), targets[rows].to(device)
+            parameter.requires_grad_(settings.batch_size <= 32)
+        for rows in still_correct.nonzero().squeeze(1).split(settings.batch_size):
+            x, y = inputs.images[rows].to(device), inputs.targets[rows].to(device)
             parts[attack].seed = seed
             with torch.no_grad():
                 still_correct[rows] = (model(parts[attack].perturb(x, y)).argmax(1) == y).cpu()
@@ -75,7 +77,7 @@ def reference(model: nn.Module, images: Tensor, targets: Tensor, threat: Threat,
 
 
 class Stop(Exception):
-    """An attack is over."""
+    """The next attack begins."""
 
 
 class Adapter:
@@ -85,59 +87,39 @@ class Adapter:
         outside: seconds it spent on anything but the implementation's own attacks.
     """
 
-    def __init__(
-        self, model: nn.Module, images: Tensor, targets: Tensor, threat: Threat, seed: int, batch_size: int
-    ) -> None:
-        self.arguments = (model, images, targets, threat)
-        self.settings = {"seed": seed, "batch_size": batch_size}
-        self.progress = AutoAttackProgress()
+    def __init__(self, inputs: EvalInputs, settings: EvalSettings) -> None:
+        self.inputs, self.settings = inputs, settings
+        self.kept: dict[str, Any] = {}
         self.outside = 0.0
 
     def __call__(self, attack: str, still_correct: Tensor) -> Tensor:
         started = time.perf_counter()
-        with mock.patch.object(autoattack, "_attack", self._timed(autoattack._attack)), contextlib.suppress(Stop):
-            run_autoattack(*self.arguments, **self.settings, on_batch=self._stop, progress=self.progress)
+        timed = self._timed(autoattack._attack, attack)
+        with mock.patch.object(autoattack, "_attack", timed), contextlib.suppress(Stop):
+            run_autoattack(self.inputs, settings=self.settings, slot=Slot(self.kept, self.kept.update))
         self.outside += time.perf_counter() - started
-        return torch.tensor(self.progress.fell_to) < 0
+        return torch.tensor(self.kept["broken_by"]) < 0
 
-    def _timed(self, attack: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def run(*arguments: Any) -> Tensor:
+    def _timed(self, run_one: Callable[..., Tensor], wanted: str) -> Callable[..., Tensor]:
+        def run(adversary: Any, attack: str, *arguments: Any) -> Tensor:
+            if attack != wanted:
+                raise Stop
             started = time.perf_counter()
-            adversarial = attack(*arguments)
+            adversarial = run_one(adversary, attack, *arguments)
             self.outside -= time.perf_counter() - started
             return adversarial
 
         return run
 
-    def _stop(self, attack: str, batch: int, batches: int, still_correct: float) -> None:
-        if batch == batches:
-            raise Stop
 
-
-def fast(
-    model: nn.Module,
-    images: Tensor,
-    targets: Tensor,
-    threat: Threat,
-    attacks: list[str],
-    precision: str,
-    arguments: argparse.Namespace,
-) -> Way:
+def fast(inputs: EvalInputs, settings: EvalSettings, attacks: list[str]) -> Way:
     """The fast mode, one attack at a time."""
 
     def run(attack: str, still_correct: Tensor) -> Tensor:
-        return run_fast(
-            model,
-            images,
-            targets,
-            threat,
-            batch_size=arguments.batch_size,
-            seed=arguments.seed,
-            precision=precision,
-            compile=arguments.compile,
-            still_correct=still_correct,
-            skip=[name for name in attacks if name != attack],
-        ).robust
+        still_correct, rows = still_correct.clone(), still_correct.nonzero().squeeze(1)
+        skip = [name for name in attacks if name != attack]
+        still_correct[rows] = run_fast(inputs.subset(rows), settings=settings, skip=skip).robust
+        return still_correct
 
     return run
 
@@ -164,17 +146,22 @@ def main() -> None:
     model = timm_robust.load(arguments.checkpoint).eval().to(arguments.device)
     images, targets = as_tensors(load_data(arguments.data).test, arguments.n)
     threat = make_threat(arguments.norm, arguments.eps, image_size=images.shape[-1])
+    inputs = EvalInputs(model, images, targets, threat)
     with torch.no_grad():
         logits = torch.cat([model(part.to(arguments.device)).cpu() for part in images.split(256)])
-    attacks, _ = attacks_for(logits.shape[1])
+    attacks, _ = attacks_for(inputs.num_classes)
     ways: dict[str, Way] = {}
     adapters: dict[int, Adapter] = {}
     for size in arguments.references:
-        ways[f"reference, batch {size}"] = reference(model, images, targets, threat, arguments.seed, size)
-        ways[f"evaluate, batch {size}"] = adapters[size] = Adapter(model, images, targets, threat, arguments.seed, size)
+        settings = EvalSettings(size, arguments.seed)
+        ways[f"reference, batch {size}"] = reference(inputs, settings)
+        ways[f"evaluate, batch {size}"] = adapters[size] = Adapter(inputs, settings)
     first = f"fast, {arguments.precisions[0]}"
     for precision in arguments.precisions:
-        ways[f"fast, {precision}"] = fast(model, images, targets, threat, attacks, precision, arguments)
+        mode = FastMode(precision, arguments.compile)
+        ways[f"fast, {precision}"] = fast(
+            inputs, EvalSettings(arguments.batch_size, arguments.seed, fast=mode), attacks
+        )
 
     clean = logits.argmax(1) == targets
     print(f"{arguments.checkpoint}, {arguments.data}, {threat}, n = {len(images)}, {hardware()}")
@@ -214,7 +201,7 @@ def main() -> None:
         "date": datetime.date.today().isoformat(),
         "n_examples": len(images),
         "seed": arguments.seed,
-        "threat": {"norm": threat.norm, "eps": threat.eps, "eps_text": threat.eps_text},
+        "threat": threat.to_dict(),
         "implementation": implementation_version(),
         "threads": torch.get_num_threads(),
         "hardware": hardware(),

@@ -119,7 +119,7 @@ def equal_time(arguments: argparse.Namespace) -> dict[str, Any]:
             epochs = max(3, round(budget / max(each, 1e-3)))
         rows = trained(folder, method, data, epochs=epochs, **settings, **shared).history
         measured = timm_robust.evaluate(
-            folder, data, attacks=["clean", "pgd-10-1"], n_examples=arguments.test, device="cpu", quiet=True
+            folder, data, attacks=["clean", "pgd-10-1"], examples=arguments.test, device="cpu", quiet=True
         )
         seconds = [sum(row["seconds"] for row in rows[: place + 1]) for place in range(len(rows))]
         budget = budget or seconds[-1]

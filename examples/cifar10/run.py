@@ -122,7 +122,7 @@ def main() -> None:
             arguments.data,
             **fetched,
             attacks=["pgd-10-1", "pgd-50-10", "autoattack"],
-            n_examples=arguments.limit,
+            examples=arguments.limit,
             json=record,
         )
         print(measured)

@@ -43,7 +43,7 @@ class RandomImages(Distiller):
             for place in places:
                 width, height = context.train.images.shape(place)
                 patches.append([Patch(context.train.name(place), (0, 0, height, width))])
-            context.progress(done, len(classes))
+            context.progress("drawing images", done, len(classes))
             yield DistilledClass(number, batch.pixels[: context.ipc].numpy(), patches)
 
     def _drawn(self, number: int) -> np.ndarray:

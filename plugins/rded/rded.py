@@ -199,7 +199,7 @@ class RDED(Distiller):
                     scores = self.scores(crops, number)
                 best.add(scores, crops.places.numpy(), crops.boxes.numpy(), crops.pixels.numpy())
                 done += len(part)
-                context.progress(done, total)
+                context.progress("scoring crops", done, total)
             yield self._made(number, best)
 
     def _parts(self, number: int) -> list[np.ndarray]:

@@ -25,6 +25,8 @@ from timm_robust.attacks.attacker import Attacker
 from timm_robust.data import DataBundle, Split, as_tensors, load_data, make_eval_loader
 from timm_robust.errors import UserError, unknown
 from timm_robust.evaluation.autoattack import run_autoattack
+from timm_robust.evaluation.inputs import EvalInputs
+from timm_robust.evaluation.settings import EvalSettings
 from timm_robust.models.pixel_model import PixelModel
 from timm_robust.runs.checkpoint import find_checkpoint, load, read_metadata
 from timm_robust.threat import Threat, make_threat
@@ -45,7 +47,7 @@ Way = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass
-class EvalInputs:
+class KNNClassifier:
     """A network as a k-NN classifier.
 
     Attributes:
@@ -66,7 +68,7 @@ class EvalInputs:
             return credibility(self.vote(images).long(), *self.calibration)
 
 
-def classifier(model: PixelModel, bundle: DataBundle, *, k: int = 75, normalise: bool = True) -> EvalInputs:
+def classifier(model: PixelModel, bundle: DataBundle, *, k: int = 75, normalise: bool = True) -> KNNClassifier:
     """The k-NN classifier of a network, with the training images as database, calibrated on the validation images.
 
     Args:
@@ -80,7 +82,7 @@ def classifier(model: PixelModel, bundle: DataBundle, *, k: int = 75, normalise:
     queries, targets = _features(encoder, bundle.val)
     tau, agreement = fit_temperature(index, queries)
     soft = SoftVote(encoder, index, tau).eval()
-    return EvalInputs(encoder, Vote(encoder, index).eval(), soft, (index.counts(queries), targets), agreement)
+    return KNNClassifier(encoder, Vote(encoder, index).eval(), soft, (index.counts(queries), targets), agreement)
 
 
 def evaluate(
@@ -166,7 +168,8 @@ def evaluate(
         if found:
             found["worst"] = _rates(worst, right)
         if "autoattack" in attacks:
-            outcome = run_autoattack(subject.soft, images, targets, threat, batch_size=batch_size, seed=seed)
+            inputs = EvalInputs(subject.soft, images, targets, threat, batch_size=batch_size)
+            outcome = run_autoattack(inputs, settings=EvalSettings(batch_size, seed))
             found["autoattack"] = {
                 "accuracy": _share(outcome.robust),
                 "after": outcome.after,
@@ -179,7 +182,7 @@ def evaluate(
     return record
 
 
-def on_vote(subject: EvalInputs, threat: Threat, *, guides: int, steps: int, queries: int) -> dict[str, Way]:
+def on_vote(subject: KNNClassifier, threat: Threat, *, guides: int, steps: int, queries: int) -> dict[str, Way]:
     """Attacks on the vote by name, (images, targets) -> adversarial images; see `evaluate`."""
     features, soft, vote = (Attacker(model, threat) for model in (subject.encoder, subject.soft, subject.vote))
     alpha = threat.eps / 4

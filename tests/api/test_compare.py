@@ -66,7 +66,7 @@ def test_the_table_holds_the_numbers_of_the_runs(compare_small, tmp_path, few_di
     assert [run["status"] for run in record["runs"]] == ["done"] * 4
     assert (out / "comparison.png").read_bytes().startswith(b"\x89PNG")
     assert "trades" in (out / "comparison.svg").read_text()
-    again = timm_robust.evaluate(out / "trades-seed3", few_digits, attacks=["fgsm"], n_examples=20, seed=3, quiet=True)
+    again = timm_robust.evaluate(out / "trades-seed3", few_digits, attacks=["fgsm"], examples=20, seed=3, quiet=True)
     assert again.attacks["fgsm"]["robust_accuracy"] == robust[1]
 
 

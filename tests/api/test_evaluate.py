@@ -15,7 +15,7 @@ def test_json_of_the_design(train_small, tmp_path, few_digits):
     output = train_small(epochs=1).output
     file = tmp_path / "record.json"
     timm_robust.evaluate(
-        output, few_digits, attacks=["fgsm", "pgd-2-1", "autoattack"], n_examples=12, json=file, quiet=True
+        output, few_digits, attacks=["fgsm", "pgd-2-1", "autoattack"], examples=12, json=file, quiet=True
     )
     record = json.loads(file.read_text())
     assert set(record) >= {
@@ -70,9 +70,9 @@ def test_evaluation_leaves_plugins_alone(train_small, tmp_path):
     ("call", "message"),
     [
         ({"attacks": ["pgdd"]}, "unknown attack 'pgdd': expected clean, fgsm, autoattack or pgd-STEPS-RESTARTS"),
-        ({"attacks": ["clean"], "n_examples": 101}, "n_examples is 101, the test split of .* has only 100"),
+        ({"attacks": ["clean"], "examples": 101}, "examples is 101, the test split of .* has only 100"),
         ({"eps": "8"}, "did you mean 8/255"),
-        ({"n_examples": 0}, "n_examples is 0: expected at least 1"),
+        ({"examples": 0}, "examples is 0: expected at least 1"),
         ({"batch_size": 0}, "batch_size is 0: expected at least 1"),
         ({"attacks": ["autoattack-rand"], "fast": True}, "the fast mode has no version rand"),
         ({"json": "nowhere/record.json"}, "the folder of the record 'nowhere/record.json' does not exist"),

@@ -68,8 +68,8 @@ def test_a_part_of_the_classes_is_matched_by_name(shared_run, tmp_path):
             place = tmp_path / f"test/{label}/{number}.png"
             place.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray((image * 255).round().byte().permute(1, 2, 0).numpy()).save(place)
-    subject = load_eval_inputs(shared_run, tmp_path)
-    assert set(subject.targets.tolist()) == {3, 8}
+    inputs = load_eval_inputs(shared_run, tmp_path)
+    assert set(inputs.targets.tolist()) == {3, 8}
     chosen = (labels == 3) | (labels == 8)
     with torch.no_grad():
         right = timm_robust.load(shared_run)(images[chosen]).argmax(1) == labels[chosen]

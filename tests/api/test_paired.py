@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from timm_robust.api import analyze as measuring
+from timm_robust.api.paired import paired
 from timm_robust.errors import UserError
 
 
@@ -32,9 +32,9 @@ def test_records_of_other_images_are_not_compared(tmp_path):
     ):
         b.write_text(json.dumps({**record, **change}))
         with pytest.raises(UserError, match=message):
-            measuring.paired(a, b)
+            paired(a, b)
     b.write_text("{")
     with pytest.raises(UserError, match="cannot be read"):
-        measuring.paired(a, b)
+        paired(a, b)
     b.write_text(json.dumps(record))
-    assert measuring.paired(a, b)["fgsm"].p_value == 1
+    assert paired(a, b)["fgsm"].p_value == 1

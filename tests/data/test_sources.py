@@ -145,7 +145,7 @@ def test_limit_and_size_decide_what_is_resident(make_folder) -> None:
 
 def test_progress_counts_each_split(make_folder) -> None:
     calls: list[tuple[int, int]] = []
-    load_data(make_folder({"train": 100, "test": 4}), progress=lambda done, total: calls.append((done, total)))
+    load_data(make_folder({"train": 100, "test": 4}), progress=lambda name, done, total: calls.append((done, total)))
     assert calls == [(256, 300), (300, 300), (12, 12)]
 
 

@@ -10,6 +10,7 @@ from tests.support import labelled, network
 from timm_robust.errors import UserError
 from timm_robust.evaluation.accuracy import robust_correct_of
 from timm_robust.evaluation.attack_spec import parse_attack
+from timm_robust.evaluation.inputs import EvalInputs
 from timm_robust.evaluation.preconditions import require_deterministic
 from timm_robust.threat import Threat
 
@@ -23,7 +24,7 @@ def test_verdicts_leave_the_generator_alone():
     expected = torch.rand(3)
     torch.manual_seed(5)
     for name in ("apgd-ce", "torchattacks:Square:n_queries=5", "cw-linf"):
-        robust_correct_of(model, images, targets, LINF, parse_attack(name))
+        robust_correct_of(EvalInputs(model, images, targets, LINF), parse_attack(name))
     require_deterministic(model, images)
     assert torch.equal(torch.rand(3), expected)
 
@@ -41,8 +42,8 @@ def test_cw_linf_climbs_the_margin_where_cross_entropy_has_saturated():
 
     model = Hot().eval()
     images, targets = labelled(model, 12)
-    pgd = robust_correct_of(model, images, targets, LINF, parse_attack("pgd-20-1"))
-    assert robust_correct_of(model, images, targets, LINF, parse_attack("cw-linf")).sum() < pgd.sum()
+    pgd = robust_correct_of(EvalInputs(model, images, targets, LINF), parse_attack("pgd-20-1"))
+    assert robust_correct_of(EvalInputs(model, images, targets, LINF), parse_attack("cw-linf")).sum() < pgd.sum()
 
 
 @pytest.mark.parametrize(
@@ -61,4 +62,4 @@ def test_what_a_threat_or_few_classes_do_not_allow(name, threat, classes, messag
     model = network(classes)
     images, targets = labelled(model, 4)
     with pytest.raises(UserError, match=message):
-        robust_correct_of(model, images, targets, threat, parse_attack(name))
+        robust_correct_of(EvalInputs(model, images, targets, threat), parse_attack(name))

@@ -14,6 +14,8 @@ from timm_robust.errors import UserError
 from timm_robust.evaluation.accuracy import robust_correct_of
 from timm_robust.evaluation.attack_spec import parse_attack
 from timm_robust.evaluation.attempts import attempts, margin
+from timm_robust.evaluation.inputs import EvalInputs
+from timm_robust.evaluation.settings import EvalSettings
 from timm_robust.threat import Threat
 
 LINF, L2, L1 = Threat("Linf", 3 / 255, "3/255"), Threat("L2", 0.15, "0.15"), Threat("L1", 1.5, "1.5")
@@ -35,18 +37,18 @@ def test_every_attack_stays_inside_the_ball_and_breaks_something(threat):
     images, targets = labelled(model, 12)
     keep = images.clone()
     for name in BY_NORM[threat.norm]:
-        measure = parse_attack(name)
-        tries = attempts(measure, Attacker(model, threat), 10)
+        spec = parse_attack(name)
+        tries = attempts(spec, Attacker(model, threat), 10)
         torch.manual_seed(0)
         for attempt in tries:
             adversarial = attempt(images[1:], targets[1:])
             assert lengths(adversarial - images[1:], threat.norm).max() <= threat.eps * (1 + 1e-5), name
             assert adversarial.min() >= 0 and adversarial.max() <= 1, name
             assert not adversarial.requires_grad
-        still_correct = robust_correct_of(model, images, targets, threat, measure, seed=1)
+        still_correct = robust_correct_of(EvalInputs(model, images, targets, threat), spec, EvalSettings(seed=1))
         assert not still_correct[0], "misclassified before any attack"
         assert still_correct[1:].float().mean() < 1, f"{name} breaks nothing"
-        again = robust_correct_of(model, images, targets, threat, measure, seed=1)
+        again = robust_correct_of(EvalInputs(model, images, targets, threat), spec, EvalSettings(seed=1))
         assert torch.equal(still_correct, again), f"{name} does not repeat"
     assert torch.equal(images, keep) and all(p.requires_grad for p in model.parameters())
 
@@ -84,7 +86,7 @@ def test_the_step_keeps_its_proportion_to_the_radius(monkeypatch):
     monkeypatch.setattr(torchattacks, "PGD", Spy)
     model = network()
     images, targets = labelled(model, 4)
-    robust_correct_of(model, images, targets, LINF, parse_attack("torchattacks:PGD:steps=4"))
+    robust_correct_of(EvalInputs(model, images, targets, LINF), parse_attack("torchattacks:PGD:steps=4"))
     assert seen == {"eps": LINF.eps, "alpha": pytest.approx(LINF.eps / 4), "steps": 4}
 
 
@@ -97,7 +99,7 @@ def test_an_attack_that_fails_is_one_sentence(monkeypatch):
     model = network()
     images, targets = labelled(model, 4)
     with pytest.raises(UserError, match="torchattacks:PGD failed on this model .*IndexError: too many indices$"):
-        robust_correct_of(model, images, targets, LINF, parse_attack("torchattacks:PGD"))
+        robust_correct_of(EvalInputs(model, images, targets, LINF), parse_attack("torchattacks:PGD"))
 
 
 def test_an_attack_that_leaves_the_ball_does_not_count(monkeypatch):
@@ -110,5 +112,5 @@ def test_an_attack_that_leaves_the_ball_does_not_count(monkeypatch):
     monkeypatch.setattr(torchattacks, "PGD", Cheat)
     model = network()
     images, targets = labelled(model, 12)
-    still_correct = robust_correct_of(model, images, targets, LINF, parse_attack("torchattacks:PGD"))
+    still_correct = robust_correct_of(EvalInputs(model, images, targets, LINF), parse_attack("torchattacks:PGD"))
     assert still_correct.tolist() == [False] + [True] * 11

@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from tests.support import labelled, network
-from timm_robust.evaluation.autoattack import STANDS, VERSIONS, attacks_for, run_autoattack
+from timm_robust.evaluation.autoattack import UNBROKEN, VERSIONS, attacks_for, run_autoattack
+from timm_robust.evaluation.inputs import EvalInputs
+from timm_robust.evaluation.settings import EvalSettings
 from timm_robust.threat import Threat, make_threat
 
 THREAT = make_threat(image_size=8)
@@ -43,7 +45,7 @@ def test_verdicts_are_those_of_the_implementation_by_hand(threat, batch_size, ve
     model = network()
     images, targets = labelled(model)
     expected = by_hand(model, images, targets, threat, batch_size=batch_size, seed=3, version=version)
-    result = run_autoattack(model, images, targets, threat, batch_size=batch_size, seed=3, version=version)
+    result = run_autoattack(EvalInputs(model, images, targets, threat), version, EvalSettings(batch_size, seed=3))
     assert torch.equal(result.robust, expected)
     assert 0 < result.robust.float().mean() < 1, "the case must tell something"
     assert tuple(result.after) == VERSIONS[version]
@@ -69,11 +71,11 @@ def test_verdicts_are_the_same_attack_by_attack(classes, monkeypatch):
     attacks, n_targets = attacks_for(classes)
     assert ("apgd-t" in attacks) == (classes >= 4) and n_targets == min(9, classes - 1)
     by_hand(model, images, targets, threat, batch_size=4, seed=1, attacks=attacks, n_targets=n_targets)
-    result = run_autoattack(model, images, targets, threat, batch_size=4, seed=1)
+    result = run_autoattack(EvalInputs(model, images, targets, threat), settings=EvalSettings(batch_size=4, seed=1))
     assert list(result.after) == list(stood) == attacks
-    assert result.fell_to[0] == 0, "misclassified from the start"
+    assert result.broken_by[0] == 0, "misclassified from the start"
     for place, attack in enumerate(attacks, 1):
-        assert torch.equal((result.fell_to == STANDS) | (result.fell_to > place), stood[attack]), attack
+        assert torch.equal((result.broken_by == UNBROKEN) | (result.broken_by > place), stood[attack]), attack
         assert result.after[attack] == pytest.approx(stood[attack].float().mean().item())
 
 
@@ -87,7 +89,7 @@ def test_nothing_is_left_changed(monkeypatch):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    run_autoattack(model, images, targets, THREAT)
+    run_autoattack(EvalInputs(model, images, targets, THREAT))
     assert torch.equal(torch.rand(3), expected), "the global generator is left alone"
     assert sys.gettrace() is hook and not logger.disabled
     assert pyautoattack.checks.funcs["grad"] == 7
@@ -104,9 +106,10 @@ def test_flags_are_reported_and_do_not_stick():
             return self.inner(x).softmax(1)
 
     images, targets = labelled(network(), 6)
-    flagged = run_autoattack(Softmax().eval(), images, targets, THREAT)
+    flagged = run_autoattack(EvalInputs(Softmax().eval(), images, targets, THREAT))
     assert any("softmax" in flag for flag in flagged.flags)
-    assert not any("softmax" in flag for flag in run_autoattack(network(), images, targets, THREAT).flags)
+    again = run_autoattack(EvalInputs(network(), images, targets, THREAT))
+    assert not any("softmax" in flag for flag in again.flags)
 
 
 def test_channels_last_images():
@@ -114,6 +117,5 @@ def test_channels_last_images():
     model = network()
     images, targets = labelled(model, 6)
     last = images.to(memory_format=torch.channels_last)
-    assert torch.equal(
-        run_autoattack(model, last, targets, THREAT).robust, run_autoattack(model, images, targets, THREAT).robust
-    )
+    one, two = (run_autoattack(EvalInputs(model, x, targets, THREAT)) for x in (last, images))
+    assert torch.equal(one.robust, two.robust)

@@ -11,6 +11,8 @@ import torch
 from tests.support import labelled, network
 from timm_robust.evaluation import autoattack
 from timm_robust.evaluation.autoattack import run_autoattack
+from timm_robust.evaluation.inputs import EvalInputs
+from timm_robust.evaluation.settings import EvalSettings
 from timm_robust.threat import Threat
 
 
@@ -39,8 +41,11 @@ def test_the_authors_interface_gives_the_same(monkeypatch):
     model = network()
     images, targets = labelled(model, 10)
     threat = Threat("Linf", 2 / 255, "2/255")
-    one = run_autoattack(model, images, targets, threat, package="autoattack", batch_size=5)
-    two = run_autoattack(model, images, targets, threat, package="pyautoattack", batch_size=5)
+    inputs, found = EvalInputs(model, images, targets, threat), []
+    for package in ("autoattack", "pyautoattack"):
+        monkeypatch.setattr("timm_robust.evaluation.autoattack.implementation", lambda package=package: package)
+        found.append(run_autoattack(inputs, settings=EvalSettings(batch_size=5)))
+    one, two = found
     assert torch.equal(one.robust, two.robust) and one.after == two.after
 
 

@@ -10,13 +10,19 @@ from torch import nn
 
 from tests.support import corrupted
 from timm_robust.errors import UserError
-from timm_robust.evaluation.corruptions import ALEXNET_ERRORS, CORRUPTIONS, corruption_accuracy, mean_corruption_error
+from timm_robust.evaluation.corruptions import (
+    ALEXNET_ERRORS,
+    CORRUPTIONS,
+    corruption_accuracy,
+    mean_corruption_error,
+    open_corruptions,
+)
 
 
 def test_arrays_of_corruptions(trained, cifar_c):
     model = trained[0]
     told = []
-    found = corruption_accuracy(model, cifar_c, n_examples=15, batch_size=4, progress=lambda *a: told.append(a))
+    found = corruption_accuracy(model, open_corruptions(cifar_c), 15, batch_size=4, progress=lambda *a: told.append(a))
     assert list(found.accuracies) == list(CORRUPTIONS) and found.n_examples == 15 and found.mce is None
     labels = np.load(cifar_c / "labels.npy")
     for name, row in found.accuracies.items():
@@ -29,7 +35,7 @@ def test_arrays_of_corruptions(trained, cifar_c):
     assert found.mean == pytest.approx(np.mean(list(found.accuracies.values())))
     assert found.by_severity[0] > found.by_severity[4]
     assert told[-1] == ("jpeg_compression 5", 75, 75)
-    assert corruption_accuracy(model, cifar_c, corruptions=["fog"]).n_examples == 20
+    assert corruption_accuracy(model, open_corruptions(cifar_c, ["fog"])).n_examples == 20
 
 
 @pytest.mark.parametrize("deep", [False, True], ids=["flat", "grouped"])
@@ -44,15 +50,15 @@ def test_folders_of_corruptions(trained, few_digits, tmp_path, deep):
             Image.fromarray(pixels).save(place / f"val_{i:04}.png")
     model = trained[0]
     classes = [str(number) for number in range(10)]
-    found = corruption_accuracy(model, tmp_path, class_names=classes, image_size=8, n_examples=12, corruptions=["fog"])
+    found = corruption_accuracy(model, open_corruptions(tmp_path, ["fog"], class_names=classes, image_size=8), 12)
     for severity, value in enumerate(found.accuracies["fog"], 1):
         x = torch.from_numpy(corrupted(images, severity, 3)[:12]).permute(0, 3, 1, 2).float() / 255
         with torch.no_grad():
             assert value == pytest.approx((model(x).argmax(1) == targets[:12]).float().mean().item())
     with pytest.raises(UserError, match="unknown class folder in .*fog/1"):
-        corruption_accuracy(model, tmp_path, class_names=[*names[1:], "x"], image_size=8, corruptions=["fog"])
+        open_corruptions(tmp_path, ["fog"], class_names=[*names[1:], "x"], image_size=8)
     with pytest.raises(UserError, match="lacks gaussian_noise/, shot_noise/, impulse_noise/ and 11 more"):
-        corruption_accuracy(model, tmp_path, image_size=8)
+        open_corruptions(tmp_path, image_size=8)
 
 
 def test_mce_is_relative_to_alexnet():
@@ -69,21 +75,21 @@ def test_mce_is_relative_to_alexnet():
 
 def test_mistakes_with_corruptions(trained, cifar_c, tmp_path):
     model = trained[0]
-    with pytest.raises(UserError, match="n_examples is 21, .* has 20 images for each severity"):
-        corruption_accuracy(model, cifar_c, n_examples=21)
+    with pytest.raises(UserError, match="examples is 21, .* has 20 images for each severity"):
+        corruption_accuracy(model, open_corruptions(cifar_c), 21)
     with pytest.raises(UserError, match="unknown corruption 'fogg': did you mean fog"):
-        corruption_accuracy(model, cifar_c, corruptions=["fogg"])
+        open_corruptions(cifar_c, ["fogg"])
     with pytest.raises(UserError, match="'nowhere' is no folder"):
-        corruption_accuracy(model, "nowhere")
+        open_corruptions("nowhere")
     with pytest.raises(UserError, match="class number 9, the model has only 3 classes"):
-        corruption_accuracy(nn.Sequential(nn.Flatten(), nn.Linear(192, 3)).eval(), cifar_c)
+        corruption_accuracy(nn.Sequential(nn.Flatten(), nn.Linear(192, 3)).eval(), open_corruptions(cifar_c))
     content = (cifar_c / "fog.npy").read_bytes()
     (cifar_c / "fog.npy").write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match="fog.npy cannot be read, it may be truncated"):
-        corruption_accuracy(model, cifar_c, corruptions=["fog"])
+        corruption_accuracy(model, open_corruptions(cifar_c, ["fog"]))
     np.save(cifar_c / "fog.npy", np.zeros((100, 8, 8, 3)))
     with pytest.raises(UserError, match=r"fog.npy is float64 \[100, 8, 8, 3\]: expected uint8 \[100, H, W, 3\]"):
-        corruption_accuracy(model, cifar_c, corruptions=["fog"])
+        corruption_accuracy(model, open_corruptions(cifar_c, ["fog"]))
     (cifar_c / "snow.npy").unlink()
     with pytest.raises(UserError, match="lacks snow.npy"):
-        corruption_accuracy(model, cifar_c)
+        open_corruptions(cifar_c)

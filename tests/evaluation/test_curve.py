@@ -11,6 +11,8 @@ from torch import nn
 
 from tests.support import labelled, network
 from timm_robust.evaluation.curve import accuracy_curve, grid
+from timm_robust.evaluation.inputs import EvalInputs
+from timm_robust.evaluation.settings import EvalSettings
 from timm_robust.evaluation.statistics import wilson
 from timm_robust.threat import Threat
 
@@ -29,20 +31,17 @@ def test_a_curve_on_a_linear_network_is_known():
     radii = [0, 0.01, 0.02, 0.03, 0.2]
     told = []
     found = accuracy_curve(
-        linear,
-        images,
-        targets,
-        "Linf",
+        EvalInputs(linear, images, targets, LINF),
         radii[::-1],
-        attack="pgd-20-1",
-        batch_size=7,
+        "pgd-20-1",
+        EvalSettings(batch_size=7),
         progress=lambda *a: told.append(a),
     )
     assert found.eps == tuple(radii)
     for eps, row in zip(radii, found.still_correct, strict=True):
         assert list(row) == (margins > eps * weight.abs().sum()).int().tolist()
     assert found.accuracies[0] == 1 and 0 < found.accuracies[2] < 1 and found.accuracies[-1] == 0
-    assert told[-1][1:] == (60, 60)
+    assert told[-1][1:3] == (60, 60)
     assert found.intervals()[2] == wilson(sum(found.still_correct[2]), 60)
 
 
@@ -50,7 +49,7 @@ def test_a_curve_on_a_linear_network_is_known():
 def test_curves_never_rise(threat):
     model = network()
     images, targets = labelled(model, 30)
-    found = accuracy_curve(model, images, targets, threat.norm, grid(threat), attack="pgd-3-1")
+    found = accuracy_curve(EvalInputs(model, images, targets, threat), grid(threat), "pgd-3-1")
     assert list(found.accuracies) == sorted(found.accuracies, reverse=True)
     for smaller, larger in zip(found.still_correct, found.still_correct[1:], strict=False):
         assert all(a >= b for a, b in zip(smaller, larger, strict=True))
@@ -69,6 +68,6 @@ def test_the_default_radii():
 def test_autoattack_on_a_curve():
     model = network(3)
     images, targets = labelled(model, 6)
-    found = accuracy_curve(model, images, targets, "Linf", ["0", "40/255"], attack="autoattack-rand")
+    found = accuracy_curve(EvalInputs(model, images, targets, LINF), ["0", "40/255"], "autoattack-rand")
     assert found.attack == "autoattack-rand"
     assert found.accuracies[0] == pytest.approx(5 / 6) and found.accuracies[-1] < 5 / 6

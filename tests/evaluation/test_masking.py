@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from timm_robust.evaluation.inputs import EvalInputs
 from timm_robust.evaluation.masking import after_noise, check_masking, zero_gradients
 from timm_robust.threat import Threat
 
@@ -24,7 +25,7 @@ def failed(checks) -> set[str]:
 )
 def test_an_honest_network_shows_no_sign(trained, threat):
     model, images, targets = trained
-    checks = check_masking(model, images, targets, threat, draws=20)
+    checks = check_masking(EvalInputs(model, images, targets, threat), draws=20)
     assert failed(checks) == set() and len(checks) == 5
     numbers = {name: value for check in checks for name, value in check.numbers.items()}
     assert numbers["pgd-50-1"] < numbers["best of 20 draws"] and 0 < numbers["fgsm"] < 1
@@ -44,7 +45,7 @@ class Rounding(nn.Module):
 
 def test_a_rounding_layer_is_seen(trained):
     model, images, targets = trained
-    checks = check_masking(Rounding(model).eval(), images, targets, Threat("Linf", 0.3, "0.3"), draws=50)
+    checks = check_masking(EvalInputs(Rounding(model).eval(), images, targets, Threat("Linf", 0.3, "0.3")), draws=50)
     assert {"gradients are zero", "random noise beats the gradient", "an unbounded attack fails"} <= failed(checks)
     zero = next(check for check in checks if check.name == "gradients are zero").numbers
     assert min(zero.values()) > 0.8, "of all images that are classified correctly"
@@ -61,9 +62,9 @@ def test_saturated_logits_are_seen(trained):
         def forward(self, x):
             return self.inner(x) * 1e4
 
-    checks = check_masking(Hot().eval(), images, targets, Threat("Linf", 0.05, "0.05"), draws=3)
+    checks = check_masking(EvalInputs(Hot().eval(), images, targets, Threat("Linf", 0.05, "0.05")), draws=3)
     assert "gradients are zero" in failed(checks)
-    by_loss, by_margin = zero_gradients(Hot().eval(), images, targets)
+    by_loss, by_margin = zero_gradients(EvalInputs(Hot().eval(), images, targets, LINF))
     assert by_loss > 0.5 and by_margin == 0
 
 
@@ -92,7 +93,9 @@ class AstrayOffGrid(nn.Module):
 
 def test_misleading_gradients_are_seen(trained):
     model, images, targets = trained
-    checks = check_masking(AstrayOffGrid(model).eval(), images, targets, Threat("Linf", 0.05, "0.05"), draws=3)
+    checks = check_masking(
+        EvalInputs(AstrayOffGrid(model).eval(), images, targets, Threat("Linf", 0.05, "0.05")), draws=3
+    )
     assert {"one step beats many", "an unbounded attack fails"} <= failed(checks)
 
 
@@ -110,7 +113,7 @@ def test_steps_that_undo_each_other_are_seen(trained):
                 x.register_hook(lambda grad, sign=(-1) ** (Fickle.calls - 1): sign * grad)
             return self.inner(x)
 
-    checks = check_masking(Fickle(model).eval(), images, targets, Threat("Linf", 0.2, "0.2"), draws=3)
+    checks = check_masking(EvalInputs(Fickle(model).eval(), images, targets, Threat("Linf", 0.2, "0.2")), draws=3)
     assert "accuracy rises with steps" in failed(checks)
 
 
@@ -129,8 +132,9 @@ def test_noise_has_full_length_and_stays_inside(trained):
 
     images = 0.4 + 0.2 * images[:10]  # far enough from the ends of the range
     for threat, order in ((LINF, math.inf), (L2, 2), (L1, 1)):
+        inputs = EvalInputs(Spy().eval(), images, targets[:10], threat)
         seen.clear()
-        still_correct = after_noise(Spy().eval(), images, targets[:10], threat, torch.ones(10).bool(), draws=2)
+        still_correct = after_noise(inputs, torch.ones(10).bool(), draws=2)
         assert still_correct.all() and len(seen) == 2 and not torch.equal(*seen)
         for x in seen:
             assert torch.allclose(

@@ -12,7 +12,7 @@ import timm_robust
 from tests.support import Noisy, labelled, network
 from timm_robust.errors import UserError
 from timm_robust.evaluation.accuracy import right
-from timm_robust.evaluation.evaluate import evaluate_model
+from timm_robust.evaluation.inputs import EvalInputs
 from timm_robust.evaluation.preconditions import output_warnings, require_deterministic, require_finite
 from timm_robust.threat import make_threat
 
@@ -28,29 +28,28 @@ def test_a_softmax_at_the_end_is_warned_of(few_digits, capfd):
         def forward(self, x):
             return self.inner(x).softmax(1)
 
-    timm_robust.evaluate(Softmax().eval(), few_digits, attacks=["fgsm"], n_examples=20, quiet=True)
+    timm_robust.evaluate(Softmax().eval(), few_digits, attacks=["fgsm"], examples=20, quiet=True)
     assert "the outputs look like probabilities" in capfd.readouterr().err
-    timm_robust.evaluate(network(), few_digits, attacks=["fgsm"], n_examples=20, quiet=True)
+    timm_robust.evaluate(network(), few_digits, attacks=["fgsm"], examples=20, quiet=True)
     assert capfd.readouterr().err == ""
 
 
 def test_random_and_lost_outputs_are_refused(few_digits):
     noisy = Noisy().eval()
     with pytest.raises(UserError, match="the model is not deterministic: two forward passes"):
-        timm_robust.evaluate(noisy, few_digits, attacks=["fgsm"], n_examples=20, quiet=True)
-    timm_robust.evaluate(noisy, few_digits, attacks=["fgsm"], n_examples=20, random_outputs=True, quiet=True)
+        timm_robust.evaluate(noisy, few_digits, attacks=["fgsm"], examples=20, quiet=True)
+    timm_robust.evaluate(noisy, few_digits, attacks=["fgsm"], examples=20, random_outputs=True, quiet=True)
     lost = network()
     with torch.no_grad():
         lost[0].weight.mul_(float("nan"))
     with pytest.raises(UserError, match="logits are nan for image 0"):
-        timm_robust.evaluate(lost, few_digits, attacks=["fgsm"], n_examples=20, quiet=True)
+        timm_robust.evaluate(lost, few_digits, attacks=["fgsm"], examples=20, quiet=True)
 
 
-@pytest.mark.parametrize("attack", ["clean", "fgsm", "pgd-3-2", "autoattack"])
-def test_a_model_in_train_mode_is_refused(attack):
+def test_a_model_in_train_mode_is_refused():
     model = network().train()
     with pytest.raises(UserError, match=r"in train mode: call model.eval\(\)"):
-        evaluate_model(model, torch.rand(2, 3, 8, 8), torch.zeros(2).long(), THREAT, attacks=[attack])
+        EvalInputs(model, torch.rand(2, 3, 8, 8), torch.zeros(2).long(), THREAT)
 
 
 def test_a_part_in_train_mode_is_refused():
@@ -58,20 +57,20 @@ def test_a_part_in_train_mode_is_refused():
     model = nn.Sequential(part).eval()
     part.train()
     with pytest.raises(UserError, match=r"part '0' of the model is in train mode: call model.eval\(\)"):
-        evaluate_model(model, torch.rand(2, 3, 8, 8), torch.zeros(2).long(), THREAT, attacks=["clean"])
+        EvalInputs(model, torch.rand(2, 3, 8, 8), torch.zeros(2).long(), THREAT)
 
 
 def test_weights_that_take_no_float32_are_refused():
     with pytest.raises(UserError, match="weights are float16 and it takes no float32 images: call model.float"):
-        evaluate_model(network().half(), torch.rand(2, 3, 8, 8), torch.zeros(2).long(), THREAT, attacks=["clean"])
+        EvalInputs(network().half(), torch.rand(2, 3, 8, 8), torch.zeros(2).long(), THREAT)
 
 
 def test_images_outside_the_range_and_labels_the_model_lacks():
     images, targets = labelled(network(), 6)
     with pytest.raises(UserError, match=r"images range from .* expected pixels in \[0, 1\]"):
-        evaluate_model(network(), images * 255, targets, THREAT, attacks=[])
+        EvalInputs(network(), images * 255, targets, THREAT)
     with pytest.raises(UserError, match="class number 9, the model has only 3 classes"):
-        evaluate_model(network(3), images, torch.full((6,), 9), THREAT, attacks=[])
+        EvalInputs(network(3), images, torch.full((6,), 9), THREAT)
 
 
 def test_random_outputs_are_refused():
@@ -96,5 +95,5 @@ def test_lost_logits_are_refused_and_never_right():
 
 def test_probabilities_are_warned_of():
     images, _ = labelled(network(), 12)
-    assert output_warnings(network(), images) == []
-    assert "softmax" in output_warnings(nn.Sequential(network(), nn.Softmax(1)).eval(), images)[0]
+    assert output_warnings(network()(images)) == ()
+    assert "softmax" in output_warnings(network()(images).softmax(1))[0]

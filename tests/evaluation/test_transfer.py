@@ -8,6 +8,8 @@ from torch import nn
 
 from tests.support import labelled, network
 from timm_robust.errors import UserError
+from timm_robust.evaluation.inputs import EvalInputs
+from timm_robust.evaluation.settings import EvalSettings
 from timm_robust.evaluation.transfer import transfer
 from timm_robust.threat import Threat
 
@@ -16,12 +18,12 @@ LINF, L2, L1 = Threat("Linf", 4 / 255, "4/255"), Threat("L2", 0.3, "0.3"), Threa
 
 def test_transfer_from_itself_is_the_attack_itself():
     model = network()
-    images, targets = labelled(model, 30)
-    found = transfer(model, {"itself": model}, images, targets, LINF, attack="pgd-10-1", seed=2, batch_size=9)
+    inputs = EvalInputs(model, *labelled(model, 30), LINF)
+    found = transfer(inputs, {"itself": model}, "pgd-10-1", EvalSettings(9, seed=2))
     from timm_robust.evaluation.accuracy import robust_correct_of
     from timm_robust.evaluation.attack_spec import parse_attack
 
-    direct = robust_correct_of(model, images, targets, LINF, parse_attack("pgd-10-1"), seed=2, batch_size=9)
+    direct = robust_correct_of(inputs, parse_attack("pgd-10-1"), EvalSettings(9, seed=2))
     assert list(found.still_correct["itself"]) == direct.int().tolist()
 
 
@@ -29,10 +31,10 @@ def test_other_sources_are_weaker_and_the_worst_is_over_all():
     model, near, far = network(), network(), network(seed=5)
     with torch.no_grad():
         near[-1].weight.add_(0.3 * torch.randn_like(near[-1].weight))
-    images, targets = labelled(model, 40)
+    inputs = EvalInputs(model, *labelled(model, 40), LINF)
     sources = {"near": near, "far": far}
     for attack in ("pgd-10-2", "torchattacks:MIFGSM:steps=10", "fgsm", "cw-linf"):
-        found = transfer(model, sources, images, targets, LINF, attack=attack)
+        found = transfer(inputs, sources, attack)
         assert found.accuracies["near"] < found.accuracies["far"] <= sum(found.clean) / 40
         assert list(found.worst) == [a & b for a, b in zip(*found.still_correct.values(), strict=True)]
         assert not any(found.worst[i] and not found.clean[i] for i in range(40))
@@ -41,19 +43,19 @@ def test_other_sources_are_weaker_and_the_worst_is_over_all():
 
 def test_sources_that_do_not_fit():
     model = network()
-    images, targets = labelled(model, 4)
+    inputs = EvalInputs(model, *labelled(model, 4), LINF)
     with pytest.raises(UserError, match="source 'three' has 3 classes, the target 10"):
-        transfer(model, {"three": network(3)}, images, targets, LINF)
+        transfer(inputs, {"three": network(3)})
     grey = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(144, 10)).eval()
     with pytest.raises(UserError, match="source 'grey' cannot take images of 3x8x8"):
-        transfer(model, {"grey": grey}, images, targets, LINF)
+        transfer(inputs, {"grey": grey})
     with pytest.raises(UserError, match="in train mode"):
-        transfer(model, {"a": network().train()}, images, targets, LINF)
+        transfer(inputs, {"a": network().train()})
     with pytest.raises(UserError, match="at least one source"):
-        transfer(model, {}, images, targets, LINF)
+        transfer(inputs, {})
     for attack in ("apgd-ce", "autoattack", "clean", "torchattacks:FAB"):
         with pytest.raises(UserError, match="stops where the source falls"):
-            transfer(model, {"a": model}, images, targets, LINF, attack=attack)
+            transfer(inputs, {"a": model}, attack)
 
 
 def test_image_sizes_of_checkpoints_must_agree(small_model):
@@ -63,6 +65,6 @@ def test_image_sizes_of_checkpoints_must_agree(small_model):
         "resnet18", num_classes=10, image_size=16, model_kwargs={"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]},
         data_mean=[0.3] * 3, data_std=[0.37] * 3,
     )  # fmt: skip
-    images, targets = torch.rand(2, 3, 8, 8), torch.zeros(2).long()
+    inputs = EvalInputs(small_model.eval(), torch.rand(2, 3, 8, 8), torch.zeros(2).long(), LINF)
     with pytest.raises(UserError, match="source 'big' has image size 16, the target 8"):
-        transfer(small_model.eval(), {"big": other.eval()}, images, targets, LINF)
+        transfer(inputs, {"big": other.eval()})

@@ -620,7 +620,7 @@ def test_the_sequence_of_checkpoints(runs, few_digits):
         weights = load_file(folder / "model.safetensors")
         plain.load_state_dict(weights)
         seen.append(weights["conv1.weight"])
-        measured = timm_robust.evaluate(folder, few_digits, attacks=["pgd-2-1"], n_examples=50, quiet=True)
+        measured = timm_robust.evaluate(folder, few_digits, attacks=["pgd-2-1"], examples=50, quiet=True)
         assert 0 <= measured.clean_accuracy <= 1
     assert torch.equal(seen[-1], load_file(whole.output / "last" / "model.safetensors")["conv1.weight"])
     assert not torch.equal(seen[0], seen[1])

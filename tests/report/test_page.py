@@ -11,9 +11,10 @@ import pytest
 
 import timm_robust
 from tests.support import SMALL, epoch_rows
+from timm_robust.api.report import make_report
 from timm_robust.cli import main
 from timm_robust.errors import UserError
-from timm_robust.report.page import make_report, page
+from timm_robust.report.page import page
 from timm_robust.report.panels import panels_of
 from timm_robust.runs.finished import FinishedRun
 from timm_robust.runs.history import ROBUST_OVERFITTING, best_and_last, overfitting_line
@@ -127,7 +128,7 @@ def test_wrong_input_is_one_sentence(tmp_path, monkeypatch, capsys, runs, out, s
     folders = [tmp_path / run for run in runs]
     with pytest.raises(UserError, match=sentence):
         make_report(folders, tmp_path / out)
-    monkeypatch.setattr(sys, "argv", ["timm-robust", "report", *map(str, folders), "--out", str(tmp_path / out)])
+    monkeypatch.setattr(sys, "argv", ["timm-robust", "report", *map(str, folders), "--output", str(tmp_path / out)])
     if runs:
         with pytest.raises(SystemExit) as stop:
             main()

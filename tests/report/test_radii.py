@@ -6,6 +6,7 @@ import pytest
 
 from tests.support import labelled, network
 from timm_robust.evaluation.curve import accuracy_curve
+from timm_robust.evaluation.inputs import EvalInputs
 from timm_robust.report.radii import draw_radii
 from timm_robust.threat import Threat
 
@@ -17,7 +18,7 @@ def test_the_picture(tmp_path, ending):
     model, other = network(), network(seed=1)
     images, targets = labelled(model, 30)
     curves = {
-        name: accuracy_curve(one, images, targets, "Linf", ["0", "4/255", "8/255"], attack="fgsm")
+        name: accuracy_curve(EvalInputs(one, images, targets, LINF), ["0", "4/255", "8/255"], "fgsm")
         for name, one in (("first", model), ("second $x$ & <y>", other))
     }
     file = tmp_path / f"curve.{ending}"

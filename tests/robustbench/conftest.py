@@ -41,6 +41,8 @@ FAKE = {
         "from autoattack import AutoAttack\n"
         "from autoattack.state import EvaluationState\n"
         "from robustbench.loaders import WORDS\n"
+        "from robustbench.model_zoo.enums import BenchmarkDataset, ThreatModel\n"
+        "def get_preprocessing(dataset, threat_model, name, given):\n    return given\n"
         "def load_clean_dataset(dataset, n, folder, transform):\n    raise FileNotFoundError(folder)\n"
         "def benchmark(model, n_examples, dataset, threat_model, data_dir, device, batch_size, eps, log_path,\n"
         "              preprocessing):\n"

@@ -211,7 +211,7 @@ def _prepare(
         batch_size=settings.batch_size,
         workers=workers,
         autocast=accelerator.autocast,
-        progress=lambda done, total: display.advance(done, total=total) if display.due() else None,
+        progress=lambda _, done, total, status="": display.advance(done, total=total) if display.due() else None,
     )
     distiller = manager.load_target(settings.method, DistillerSpec)(options)
     distiller.setup(context)

@@ -1,80 +1,89 @@
-"""What a measurement starts from: a network, the first test images, the threat. Torch-free at import."""
+"""Inputs of an evaluation, loaded: a network and the first test images. Torch-free at import."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from timm_robust.errors import UserError
-from timm_robust.threat import EVALUATION_NORMS, Threat, make_threat
+from timm_robust.threat import EVALUATION_NORMS, make_threat
 from timm_robust.utils.allocator import keep_freed_memory
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from timm_robust.data import DataBundle
+    from timm_robust.evaluation.inputs import EvalInputs
+    from timm_robust.utils.progress import Progress
 
 ZOO = "zoo:"
-"""Begins the name of a network of RobustBench's zoo, where a checkpoint is expected."""
-
-
-@dataclass(frozen=True)
-class EvalInputs:
-    """A network, the test images it is measured on, and the threat.
-
-    Attributes:
-        name: folder of the checkpoint, or what the network is called.
-        model: in eval mode, images in [0, 1] to logits.
-        images: float [N, C, H, W] in [0, 1].
-        targets: int64 [N], as the network numbers its classes.
-        threat: asked for, else that of the training.
-        data: name of the data.
-        metadata: the content of model.json; empty where there is none.
-    """
-
-    name: str
-    model: nn.Module
-    images: Tensor
-    targets: Tensor
-    threat: Threat
-    data: str
-    metadata: dict[str, Any]
+"""Prefix of a network of RobustBench's zoo in place of a checkpoint."""
 
 
 def load_eval_inputs(
     checkpoint: str | Path | nn.Module,
     data: Any = None,
     *,
-    n_examples: int | None = None,
+    examples: int | None = None,
     eps: str | float | None = None,
     norm: str | None = None,
     data_dir: str | None = None,
     download: bool = False,
     device: str | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    random_outputs: bool = False,
+    batch_size: int = 250,
+    progress: Progress | None = None,
 ) -> EvalInputs:
-    """Loads a network and the first test images; arguments as in `timm_robust.evaluate`.
+    """Loads a network and the first test images, and checks them; arguments as in `timm_robust.evaluate`.
 
     Args:
-        progress: told how many images are read.
+        progress: called with the images read.
 
     Raises:
-        UserError: no such checkpoint, data that does not fit it, more images wanted than there are, or a model in train
-            mode.
+        UserError: no such checkpoint, data that does not fit it, more images than there are, or anything that
+            `EvalInputs` refuses.
     """
-    from timm_robust.data import as_tensors, load_data
+    from timm_robust.data import as_tensors
+    from timm_robust.evaluation.inputs import EvalInputs
     from timm_robust.evaluation.preconditions import require_eval
 
-    if n_examples is not None and n_examples < 1:
-        raise UserError(f"n_examples is {n_examples}: expected at least 1")
+    if examples is not None and examples < 1:
+        raise UserError(f"examples is {examples}: expected at least 1")
     model, name, metadata = _network(checkpoint, norm, device, download)
-    require_eval(model)
+    require_eval(model)  # before images are read
+    bundle = _test_images(data, metadata, data_dir, download, progress)
+    if examples is not None and examples > len(bundle.test):
+        raise UserError(f"examples is {examples}, the test split of {bundle.name} has only {len(bundle.test)} images")
+    trained = metadata.get("threat", {})
+    if eps is None and (norm is None or norm.lower() == str(trained.get("norm")).lower()):
+        eps = trained.get("eps_text")
+    threat = make_threat(norm or trained.get("norm", "Linf"), eps, image_size=bundle.image_size, norms=EVALUATION_NORMS)
+    images, targets = as_tensors(bundle.test, examples or len(bundle.test))
+    targets = _numbered(targets, name, metadata.get("data", {}).get("class_names") or (), bundle)
+    return EvalInputs(
+        model,
+        images,
+        targets,
+        threat,
+        name=name,
+        data=bundle.name,
+        metadata=metadata,
+        random_outputs=random_outputs,
+        batch_size=batch_size,
+    )
+
+
+def _test_images(
+    data: Any, metadata: dict[str, Any], data_dir: str | None, download: bool, progress: Progress | None
+) -> DataBundle:
+    """The test split; by default of the data that the checkpoint was trained on."""
+    from timm_robust.data import load_data
+
     data = metadata.get("data", {}).get("name") if data is None else data
     if data is None:
         raise UserError("no data to measure on: pass data, such as 'digits' or a folder with test/CLASS/*")
-    bundle = load_data(
+    return load_data(
         data,
         image_size=metadata["model"]["image_size"] if metadata else None,
         seed=metadata.get("seed", 0),
@@ -84,19 +93,6 @@ def load_eval_inputs(
         test_only=True,
         progress=progress,
     )
-    if n_examples is not None and n_examples > len(bundle.test):
-        raise UserError(
-            f"n_examples is {n_examples}, the test split of {bundle.name} has only {len(bundle.test)} images"
-        )
-    trained = metadata.get("threat", {})
-    if eps is None and (norm is None or norm.lower() == str(trained.get("norm")).lower()):
-        eps = trained.get("eps_text")
-    threat = make_threat(norm or trained.get("norm", "Linf"), eps, image_size=bundle.image_size, norms=EVALUATION_NORMS)
-    images, targets = as_tensors(bundle.test, n_examples or len(bundle.test))
-    targets = _numbered(targets, name, metadata.get("data", {}).get("class_names") or (), bundle)
-    if metadata and int(targets.max()) >= (classes := metadata["model"]["num_classes"]):
-        raise UserError(f"the data has class number {int(targets.max())}, the model has only {classes} classes")
-    return EvalInputs(name, model, images, targets, threat, bundle.name, metadata)
 
 
 def _numbered(targets: Tensor, name: str, known: Sequence[str], bundle: DataBundle) -> Tensor:
@@ -116,7 +112,7 @@ def _numbered(targets: Tensor, name: str, known: Sequence[str], bundle: DataBund
 def _network(
     checkpoint: str | Path | nn.Module, norm: str | None, device: str | None, download: bool
 ) -> tuple[nn.Module, str, dict[str, Any]]:
-    """The network, its name, and its card where it has one."""
+    """Network, name, and content of model.json; empty for a module or a network of the zoo."""
     from timm_robust.runs.checkpoint import find_checkpoint, load, read_metadata
     from timm_robust.utils.distributed import own_device
 

@@ -1,4 +1,4 @@
-"""Two records of `evaluate --json`, compared image by image. Torch-free."""
+"""Paired comparison of two records of `evaluate --json`, image by image. Torch-free."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ if TYPE_CHECKING:
     from timm_robust.evaluation.statistics import Paired
 
 MUST_AGREE = ("data", "n_examples", "seed")
-"""What two records must share to be compared image by image."""
+"""Keys whose values two records must share to be compared."""
 
 
 def paired(record_a: str | Path, record_b: str | Path) -> dict[str, Paired]:
-    """Compares two records of `evaluate --json` image by image, for each measure that both have.
+    """Compares two records of `evaluate --json` image by image, for each attack that both have.
+
+    Args:
+        record_a, record_b: files.
 
     Returns:
-        by attack, A against B.
+        comparison of A with B, by attack.
 
     Raises:
         UserError: not such records, or not of the same images, seed and threat.
@@ -33,10 +36,10 @@ def paired(record_a: str | Path, record_b: str | Path) -> dict[str, Paired]:
                 f"the records differ in {name}: {a.get(name)!r} in {record_a}, {b.get(name)!r} in {record_b}; "
                 "expected the same images, measured in the same way"
             )
-    told = [f"{one['threat'].get('norm')} {one['threat'].get('eps_text')}" for one in (a, b)]
+    threats = [f"{one['threat'].get('norm')} {one['threat'].get('eps_text')}" for one in (a, b)]
     if a["threat"].get("norm") != b["threat"].get("norm") or a["threat"].get("eps") != b["threat"].get("eps"):
-        raise UserError(f"the records differ in threat: {told[0]} in {record_a}, {told[1]} in {record_b}")
-    # an attack may tell no verdicts, as RobustBench with the authors' package
+        raise UserError(f"the records differ in threat: {threats[0]} in {record_a}, {threats[1]} in {record_b}")
+    # an entry may lack verdicts, as that of RobustBench with the authors' package
     shared = [name for name in a["attacks"] if all(one["attacks"].get(name, {}).get("robust") for one in (a, b))]
     if not shared:
         raise UserError(

@@ -210,7 +210,7 @@ def train(
         "method": method,
         "method_args": to_dict(options),
         "modifiers": {name: to_dict(value) for name, value in modifier_options.items()},
-        "threat": {"norm": threat.norm, "eps": threat.eps, "eps_text": threat.eps_text},
+        "threat": threat.to_dict(),
         "data": {"name": bundle.name, "class_names": list(bundle.class_names), "image_size": bundle.image_size},
         "seed": seed,
         "versions": versions(),
@@ -334,27 +334,20 @@ def _final(
     from timm_robust.evaluation.attack_spec import ENSEMBLES
     from timm_robust.evaluation.budget import affordable
     from timm_robust.evaluation.evaluate import evaluate_model
+    from timm_robust.evaluation.inputs import EvalInputs
+    from timm_robust.evaluation.settings import EvalSettings
     from timm_robust.runs.checkpoint import find_checkpoint, load
 
     engine.display.say("measuring the best checkpoint on the test split")
     own = None if engine.unwrapped_model.config.architecture else engine.unwrapped_model.model
     model = load(result.output, model=own, device=engine.device)
     images, targets = as_tensors(bundle.test, n_examples or len(bundle.test))
+    checkpoint = str(find_checkpoint(result.output))
+    inputs = EvalInputs(model, images, targets, result.threat, name=checkpoint, data=bundle.name)
     ensembles = [name for name in attacks if name in ENSEMBLES] if n_examples is None else []
-    examples = {name: affordable(model, images, seconds) for name in ensembles}
+    settings = EvalSettings(seed=seed, examples={name: affordable(inputs, seconds) for name in ensembles})
     with engine.display.measuring() as progress:
-        evaluation = evaluate_model(
-            model,
-            images,
-            targets,
-            result.threat,
-            attacks=attacks,
-            seed=seed,
-            checkpoint=str(find_checkpoint(result.output)),
-            data=bundle.name,
-            examples=examples,
-            progress=progress,
-        )
+        evaluation = evaluate_model(inputs, attacks, settings, progress=progress)
     write_result(result.output / "evaluation.json", evaluation.to_dict(), engine.display)
     return evaluation
 

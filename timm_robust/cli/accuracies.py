@@ -1,20 +1,19 @@
-"""The table of accuracies that a measurement ends with."""
+"""Table of accuracies, as printed after an evaluation."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+
+from timm_robust.cli.tables import make_table
 
 
 def print_accuracies(evaluation: Any, title: str) -> None:
+    """Prints the accuracies of an `Evaluation`, and AutoAttack's warnings."""
     from timm_robust.evaluation.statistics import wilson
 
-    table = Table(title=title, title_justify="left")
-    table.add_column("attack")
-    for name in ("accuracy", "95 % interval", "test images", "seconds"):
-        table.add_column(name, justify="right")
+    table = make_table(title, "attack", "accuracy", "95 % interval", "test images", "seconds")
     for name, value, n in evaluation.rows():
         seconds = evaluation.attacks.get(name, {}).get("seconds")
         low, high = wilson(round(value * n), n)

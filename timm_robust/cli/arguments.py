@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
@@ -60,4 +61,10 @@ TestAttack = Annotated[
 TestExamples = Annotated[
     Optional[int], typer.Option(help="Test images for that. [default: all; AutoAttack as many as fit 90 seconds]")
 ]
+Examples = Annotated[Optional[int], typer.Option(help="Number of test images, the first ones. [default: all]")]
+Seed = Annotated[int, typer.Option(help="Random seed.")]
+Checkpoint = Annotated[Path, typer.Argument(help="Folder of a run (its best checkpoint) or of a checkpoint.")]
+EvalData = Annotated[Optional[str], typer.Option(help="Dataset, as in train. [default: that of the training]")]
+EvalBatchSize = Annotated[int, typer.Option(help="Images per forward pass.")]
+Json = Annotated[Optional[Path], typer.Option("--json", help="Write the record to this file.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]

@@ -1,4 +1,4 @@
-"""`timm-robust evaluate` and `timm-robust report`."""
+"""`timm-robust evaluate`."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def evaluate(
         checkpoint,
         data,
         attacks=attack or ["clean", "pgd-50-10"],
-        n_examples=n_examples,
+        examples=n_examples,
         batch_size=batch_size,
         seed=seed,
         eps=eps,
@@ -86,24 +86,10 @@ def evaluate(
         robustbench=robustbench,
         quiet=quiet,
     )
-    from timm_robust.utils import distributed as processes
+    from timm_robust.utils import distributed
 
-    if processes.rank() > 0:
+    if distributed.rank() > 0:
         return
     print_accuracies(result, f"{result.checkpoint} on {result.data}, {result.threat}, seed {seed}")
     if json_:
         typer.echo(f"record: {json_}")
-
-
-@app.command(epilog="Example: timm-robust report runs/pgd runs/sglr --out report.html")
-def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Folders of runs, finished or not.")],
-    out: Annotated[Path, typer.Option(help="The page; what is there is replaced.")] = Path("report.html"),
-) -> None:
-    """Write a page about robust overfitting: a table of best and last epochs, and curves by epoch.
-
-    Runs trained with --set diagnose=N also show robust accuracy on training and test images, and what is memorised.
-    """
-    from timm_robust.report.page import make_report
-
-    typer.echo(f"report: {make_report(runs, out)}")

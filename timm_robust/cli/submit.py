@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Optional
 
 import typer
 
@@ -16,7 +16,7 @@ from timm_robust.cli.app import app
 )
 def submit(
     checkpoint: Annotated[Path, typer.Argument(help="A run's folder (its best checkpoint) or a checkpoint folder.")],
-    out: Annotated[Path, typer.Option(help="Folder for the submission.")] = Path("submission"),
+    output: Annotated[Path, typer.Option(help="Folder of the submission.")] = Path("submission"),
     dataset: Annotated[str, typer.Option(help="Board: cifar10, cifar100 or imagenet.")] = "cifar10",
     threat: Annotated[str, typer.Option(help="Board: Linf or L2.")] = "Linf",
     record: Annotated[
@@ -26,7 +26,7 @@ def submit(
     data: Annotated[
         Optional[str], typer.Option(help="To measure on, as in train. [default: what the checkpoint was trained on]")
     ] = None,
-    n_examples: Annotated[Optional[int], typer.Option(help="Measure on fewer images, for a draft.")] = None,
+    examples: Annotated[Optional[int], typer.Option(help="Number of test images, fewer for a draft.")] = None,
     seed: Annotated[int, typer.Option(help="Of the measurement.")] = 0,
     id_: Annotated[
         Optional[str],
@@ -61,12 +61,9 @@ def submit(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
     """Write what RobustBench asks for: the board's record, weights, a model file, the issue's text, the evidence."""
-    from timm_robust.errors import UserError
-    from timm_robust.robustbench.bundle import Paper, check_submission, write_bundle
-    from timm_robust.robustbench.checks import read_evaluation
-    from timm_robust.robustbench.record import find_board
+    from timm_robust.api.submit import submit as run
+    from timm_robust.robustbench.bundle import Paper
 
-    board = find_board(dataset, threat)
     paper = Paper(
         title=title,
         authors=authors,
@@ -77,37 +74,10 @@ def submit(
         architecture=architecture,
         code=code,
     )
-    if n_examples is not None and not draft:
-        raise UserError(f"--n-examples is for a draft: the board takes {board.n_examples} images, or add --draft")
-    if record is not None:
-        evaluation: dict[str, Any] = read_evaluation(record)
-    else:
-        from timm_robust.api.evaluate import evaluate
-
-        check_submission(checkpoint, out, board, id_, paper)  # before hours are spent
-        out.mkdir(parents=True, exist_ok=True)
-        evaluation = evaluate(
-            checkpoint,
-            data,
-            attacks=["clean", "autoattack"],
-            n_examples=n_examples or (None if draft else board.n_examples),
-            seed=seed,
-            eps=board.eps_text,
-            norm=board.threat,
-            device=device,
-            json=out / "evaluation.json",
-            quiet=quiet,
-        ).to_dict()
-    bundle = write_bundle(
-        checkpoint,
-        evaluation,
-        out,
-        dataset=dataset,
-        threat=threat,
-        model_id=id_,
-        paper=paper,
-        draft=draft,
-    )
+    bundle = run(
+        checkpoint, output, dataset=dataset, threat=threat, record=record, data=data, examples=examples, seed=seed,
+        model_id=id_, paper=paper, draft=draft, device=device, quiet=quiet,
+    )  # fmt: skip
     typer.echo(f"{'draft of a ' if draft else ''}submission of {bundle.model_id} in {bundle.folder}:")
     for name in bundle.files:
         typer.echo(f"  {name}")

@@ -14,9 +14,10 @@ from timm_robust.data.images import Images, SomeImages, native_size
 from timm_robust.data.raw import Distilled, RawData, RawSplit
 from timm_robust.data.read import read_source
 from timm_robust.data.split import evaluation_order, held_out_size, hold_out
-from timm_robust.data.streaming import Progress, decode_all
+from timm_robust.data.streaming import decode_all
 from timm_robust.errors import UserError
 from timm_robust.threat import SMALL_IMAGE
+from timm_robust.utils.progress import Progress
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -150,7 +151,7 @@ def load_data(
         workers: number of processes that decode small images; default: one per core if there are many images.
         test_only: leave training and validation images undecoded, for evaluation; a folder then needs no train/.
         stream: stream all images, small ones too, for callers that read only a few.
-        progress: callback(images done, images in total) while each split is decoded.
+        progress: callback while each split is decoded, in images.
 
     Raises:
         UserError: no such data, or data that no run can use.

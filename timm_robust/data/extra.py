@@ -23,8 +23,9 @@ from timm_robust.data.distilled import read_manifest, training_images
 from timm_robust.data.raw import RawSplit
 from timm_robust.data.read import is_known, not_found, read_source
 from timm_robust.data.sources import folder_split, from_arrays, one_split, subfolders
-from timm_robust.data.streaming import Progress, decode_all
+from timm_robust.data.streaming import decode_all
 from timm_robust.errors import UserError
+from timm_robust.utils.progress import Progress
 
 NPZ_KEYS = (("train_images", "train_labels"), ("image", "label"), ("images", "labels"))
 """Names of the two arrays in an .npz: MedMNIST's, those of published generated images, and the obvious ones."""

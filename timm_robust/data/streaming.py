@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,12 +19,10 @@ from timm_robust.data.augmentations import FLIPPED
 from timm_robust.data.batch import View
 from timm_robust.data.images import ArrayImages, Images, Unreadable, available_cpus, fit
 from timm_robust.errors import UserError
+from timm_robust.utils.progress import Progress
 
 PATIENCE = 100
 """Consecutive unreadable images after which reading is given up: something larger must be wrong."""
-
-Progress = Callable[[int, int], None]
-"""Callback(images done, images in total)."""
 
 
 @dataclass(frozen=True)
@@ -230,7 +228,7 @@ def decode_all(
         size: side in pixels.
         workers: number of processes; default: one per core, at most 16, and none for a few images. Threads would wait
             for each other: decoding a small image is mostly Python.
-        progress: callback(images done, images in total).
+        progress: callback after each part, in images.
 
     Returns:
         uint8 [M, size, size, 3] and the positions, int64 [M], of the M readable images; the others are warned about.
@@ -250,6 +248,6 @@ def decode_all(
             out[index] = batch.pixels.numpy()
             readable[index] = True
         if progress:
-            progress(int(part[-1]) + 1, total)
+            progress("reading images", int(part[-1]) + 1, total)
     kept = np.flatnonzero(readable)
     return (out if len(kept) == total else out[kept]), kept

@@ -1,47 +1,37 @@
-"""Accuracy under attack: one verdict per image, in the order of the data; and what a model must be for it to mean
-something."""
+"""Accuracy under attack: whether each image is still classified correctly, in the order of the data."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from timm_robust.attacks.attacker import Attacker
 from timm_robust.data.batch import Batch
-from timm_robust.evaluation.attack_spec import (
-    ENSEMBLES,
-    AttackSpec,
-    ensemble_version,
-    require_possible,
-)
+from timm_robust.evaluation.attack_spec import ENSEMBLES, AttackSpec, ensemble_version, require_possible
 from timm_robust.evaluation.attempts import Attempt, attempts
-from timm_robust.evaluation.preconditions import require_eval
-from timm_robust.threat import Threat
+from timm_robust.evaluation.autoattack import run_autoattack
+from timm_robust.evaluation.inputs import EvalInputs
+from timm_robust.evaluation.settings import DEFAULTS, EvalSettings
+from timm_robust.utils.progress import Progress, tracked
 from timm_robust.utils.random import preserve_rng_state
 
 
 @torch.no_grad()
-def robust_correct(
-    measure: AttackSpec,
-    attacker: Attacker,
-    batches: Iterable[Batch],
-    *,
-    seed: int = 0,
-    progress: Callable[[int], None] | None = None,
-) -> Tensor:
+def robust_correct(spec: AttackSpec, attacker: Attacker, batches: Iterable[Batch], *, seed: int = 0) -> Tensor:
     """Whether each image is classified correctly, clean and after the attack.
 
-    What is tried several times attacks only the images that still stand. An image falls only if a plain forward pass of
-    an adversarial image inside the ball and inside [0, 1] is misclassified. Random draws come from `seed` alone and the
-    global generators are left as they were. The model is in eval mode throughout and comes back in the mode it had.
+    An attack of several attempts goes on with the images that withstood the earlier ones. An image counts as broken
+    only if a plain forward pass of an adversarial image inside the ball and inside [0, 1] is misclassified. Random
+    draws come from `seed` alone, and the global generators are left as they were. The model is in eval mode throughout
+    and comes back in the mode it had.
 
     Args:
-        measure: what to run; no version of AutoAttack.
-        attacker: the model and its threat.
+        spec: attack to run; no version of AutoAttack.
+        attacker: model and threat.
         batches: images in data order.
-        progress: called with the number of images done after each batch.
+        seed: random seed of the attack.
 
     Returns:
         bool [N] on the CPU.
@@ -58,14 +48,12 @@ def robust_correct(
             for batch in batches:
                 logits = attacker.view(batch.images)
                 still_correct = right(logits, batch.targets)
-                if measure.name != "clean":
+                if spec.name != "clean":
                     if tries is None:
-                        require_possible(measure, attacker.threat, logits.shape[1])
-                        tries = attempts(measure, attacker, logits.shape[1])
+                        require_possible(spec, attacker.threat, logits.shape[1])
+                        tries = attempts(spec, attacker, logits.shape[1])
                     still_correct = survivors(tries, attacker.view, batch.images, batch.targets, still_correct)
                 done.append(still_correct)
-                if progress:
-                    progress(len(batch))
         finally:
             for module, training in modes:
                 module.training = training
@@ -81,13 +69,13 @@ def right(logits: Tensor, targets: Tensor) -> Tensor:
 def survivors(
     tries: Sequence[Attempt], judge: Callable[[Tensor], Tensor], images: Tensor, targets: Tensor, still_correct: Tensor
 ) -> Tensor:
-    """Of the images that stand, those that `judge` still classifies correctly after every try.
+    """Images that `judge` classifies correctly after every attempt.
 
     Args:
         tries: make adversarial images, perhaps on another network.
         judge: images to logits.
         images, targets: a batch.
-        stands: bool [N].
+        still_correct: bool [N], images to attack.
 
     Returns:
         bool [N].
@@ -103,42 +91,19 @@ def survivors(
 
 
 def robust_correct_of(
-    model: nn.Module,
-    images: Tensor,
-    targets: Tensor,
-    threat: Threat,
-    measure: AttackSpec,
-    *,
-    batch_size: int = 250,
-    seed: int = 0,
-    progress: Callable[[int], None] | None = None,
+    inputs: EvalInputs, spec: AttackSpec, settings: EvalSettings = DEFAULTS, *, progress: Progress | None = None
 ) -> Tensor:
-    """`robust_correct` for images in one tensor, and for the versions of AutoAttack too.
+    """`robust_correct` for the inputs of an evaluation, and for the versions of AutoAttack too.
 
-    Args:
-        model: in eval mode, images in [0, 1] to logits.
-        images, targets: float [N, C, H, W] in [0, 1] and int64 [N], on any device.
+    Returns:
+        bool [N] on the CPU.
     """
-    require_eval(model)
-    if measure.name in ENSEMBLES:
-        from timm_robust.evaluation.autoattack import run_autoattack
-
-        version = ensemble_version(measure)
-        result = run_autoattack(model, images, targets, threat, version=version, batch_size=batch_size, seed=seed)
-        if progress:
-            progress(len(images))
-        return result.robust.cpu()
-    batches = in_batches(images, targets, batch_size, next(model.parameters()).device)
-    return robust_correct(measure, Attacker(model, threat), batches, seed=seed, progress=progress)
-
-
-def in_batches(images: Tensor, targets: Tensor, size: int, device: torch.device) -> Iterator[Batch]:
-    """Tensors as batches of at most `size` images, in order; one at a time is on the device."""
-    for i in range(0, len(images), size):
-        numbers = torch.arange(i, min(i + size, len(images)))
-        yield Batch(images[i : i + size].to(device), targets[i : i + size].to(device), numbers)
+    if spec.name in ENSEMBLES:
+        return run_autoattack(inputs, ensemble_version(spec), settings, progress=progress).robust
+    batches = tracked(inputs.batches(settings.batch_size), progress, spec.name, len(inputs))
+    return robust_correct(spec, Attacker(inputs.model, inputs.threat), batches, seed=settings.seed)
 
 
 def accuracy(still_correct: Tensor) -> float:
-    """Share of verdicts that stand, in [0, 1]."""
+    """Share of images that are still classified correctly, in [0, 1]."""
     return still_correct.float().mean().item()

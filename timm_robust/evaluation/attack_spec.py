@@ -1,4 +1,4 @@
-"""Names of measures, such as `pgd-50-10` or `torchattacks:MIFGSM:steps=20`, and what each one stands for."""
+"""Attacks by name, such as `pgd-50-10` or `torchattacks:MIFGSM:steps=20`, and what each name means."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EXAMPLES = (
 )  # fmt: skip
 
 ENSEMBLES = ("autoattack", "autoattack-plus", "autoattack-rand")
-"""Versions of AutoAttack; `timm_robust.evaluation.autoattack` runs them."""
+"""Versions of AutoAttack, which `timm_robust.evaluation.autoattack` runs."""
 
 CLASSES_NEEDED = {"apgd-dlr": 3, "apgd-t": 4}
 """The DLR loss takes the third largest logit, its targeted form the fourth."""
@@ -31,14 +31,14 @@ PREFIX = "torchattacks:"
 
 @dataclass(frozen=True)
 class AttackSpec:
-    """What to measure.
+    """An attack by name, or none.
 
     Attributes:
         name: `clean`; `fgsm`; `pgd-K-R` (K steps, R restarts, each from uniform noise); `apgd-ce`, `apgd-dlr`, `apgd-t`
             (APGD with 100 steps, as AutoAttack runs it); `cw` (L2) and `cw-linf`; `autoattack`, `autoattack-plus`,
             `autoattack-rand`; `torchattacks:NAME:key=value,...`, any attack of torchattacks.
-        steps, restarts: where the name says them.
-        attack: the class's name in torchattacks, for those.
+        steps, restarts: of `fgsm` and `pgd-K-R`.
+        attack: class name in torchattacks, for `torchattacks:NAME`.
         settings: constructor arguments of that class.
     """
 
@@ -49,11 +49,14 @@ class AttackSpec:
     settings: tuple[tuple[str, Any], ...] = ()
 
 
+CLEAN = AttackSpec("clean")
+
+
 def parse_attack(name: str) -> AttackSpec:
-    """`pgd` means pgd-50-10; see `AttackSpec`.
+    """The attack of a name; `pgd` means pgd-50-10, all others are those of `AttackSpec`.
 
     Raises:
-        UserError: anything else.
+        UserError: an unknown name.
     """
     text = name.strip().lower()
     if text.startswith(PREFIX):
@@ -77,9 +80,9 @@ def parse_attack(name: str) -> AttackSpec:
     )
 
 
-def ensemble_version(measure: AttackSpec) -> str:
-    """Which version of AutoAttack one of `ENSEMBLES` is."""
-    return measure.name.partition("-")[2] or "standard"
+def ensemble_version(spec: AttackSpec) -> str:
+    """Version of AutoAttack of one of `ENSEMBLES`."""
+    return spec.name.partition("-")[2] or "standard"
 
 
 def torchattacks_names() -> list[str]:
@@ -92,7 +95,7 @@ def torchattacks_names() -> list[str]:
 
 
 def _needs_more(cls: type[Attack]) -> bool:
-    """Whether it is a wrapper, which wants other attacks or data."""
+    """Whether a class is a wrapper, which takes other attacks or data."""
     wanted = list(inspect.signature(cls.__init__).parameters.values())[2:]
     return "model" not in inspect.signature(cls.__init__).parameters or any(
         one.default is inspect.Parameter.empty for one in wanted
@@ -134,9 +137,9 @@ def _value(text: str) -> Any:
         return text
 
 
-def torchattacks_settings(measure: AttackSpec, threat: Threat, num_classes: int) -> dict[str, Any]:
-    """Constructor arguments: the threat's radius and norm, a step that keeps its proportion to it, and those given."""
-    parameters = inspect.signature(getattr(torchattacks, measure.attack).__init__).parameters
+def torchattacks_settings(spec: AttackSpec, threat: Threat, num_classes: int) -> dict[str, Any]:
+    """Constructor arguments: radius and norm of the threat, a step in proportion to the radius, and those of `spec`."""
+    parameters = inspect.signature(getattr(torchattacks, spec.attack).__init__).parameters
     settings: dict[str, Any] = {}
     for name in ("eps", "max_epsilon"):
         if name in parameters:
@@ -147,35 +150,35 @@ def torchattacks_settings(measure: AttackSpec, threat: Threat, num_classes: int)
         settings["norm"] = threat.norm
     if "n_classes" in parameters:
         settings["n_classes"] = num_classes
-    return {**settings, **dict(measure.settings)}
+    return {**settings, **dict(spec.settings)}
 
 
-def require_possible(measure: AttackSpec, threat: Threat, num_classes: int) -> None:
-    """Refuses what is not defined for a norm or for so few classes, before anything is run.
+def require_possible(spec: AttackSpec, threat: Threat, num_classes: int) -> None:
+    """Refuses an attack that is not defined for a norm or for so few classes, before anything is run.
 
     Raises:
-        UserError: which, and what to take instead.
+        UserError: names the attack, and one to use instead.
     """
-    needed = CLASSES_NEEDED.get(measure.name, 2)
+    needed = CLASSES_NEEDED.get(spec.name, 2)
     if num_classes < needed:
         other = "apgd-dlr or apgd-ce" if num_classes == 3 else "apgd-ce"
-        raise UserError(f"{measure.name} needs at least {needed} classes, this model has {num_classes}: use {other}")
-    if measure.name == "cw" and threat.norm != "L2":
+        raise UserError(f"{spec.name} needs at least {needed} classes, this model has {num_classes}: use {other}")
+    if spec.name == "cw" and threat.norm != "L2":
         other = "cw-linf" if threat.norm == "Linf" else "apgd-ce"
         raise UserError(f"cw minimises the L2 norm, the threat is {threat}: use {other}, or norm L2")
-    if measure.name == "cw-linf" and threat.norm != "Linf":
+    if spec.name == "cw-linf" and threat.norm != "Linf":
         other = "cw" if threat.norm == "L2" else "apgd-dlr"
         raise UserError(f"cw-linf moves in the norm Linf, the threat is {threat}: use {other}")
-    norms = _norms(measure.attack) if measure.attack else None
+    norms = _norms(spec.attack) if spec.attack else None
     if norms and threat.norm not in norms:
         other = {"Linf": "torchattacks:PGD", "L2": "torchattacks:PGDL2"}.get(threat.norm, "apgd-ce")
         raise UserError(
-            f"{PREFIX}{measure.attack} moves in the norm {' or '.join(norms)}, the threat is {threat}: use {other}"
+            f"{PREFIX}{spec.attack} moves in the norm {' or '.join(norms)}, the threat is {threat}: use {other}"
         )
 
 
 def _norms(attack: str) -> tuple[str, ...] | None:
-    """Norms whose radius an attack of torchattacks is given; None for those that look for a smallest perturbation."""
+    """Norms whose radius an attack of torchattacks takes; None for those that search for a smallest perturbation."""
     parameters = inspect.signature(getattr(torchattacks, attack).__init__).parameters
     if "norm" in parameters:
         return ("Linf", "L2")

@@ -4,19 +4,18 @@ F. Croce, M. Hein, Reliable evaluation of adversarial robustness with an ensembl
 ICML 2020, arXiv:2003.01690. The released package is `pyautoattack`, the authors' repository installs `autoattack`;
 their constructors and logs differ, and neither handles fewer than ten classes nor resumes. The attacks, their checks
 and their draws are the package's; which images they get, in which batches and with which seed, is decided here as
-there, so that an evaluation can be killed between any two batches and go on.
+there, so that an evaluation can be killed between any two batches and resumed.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
-import importlib.util
+import importlib
 import io
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -27,12 +26,15 @@ from timm_robust.attacks.attack_mode import attack_mode
 from timm_robust.errors import UserError, unknown
 from timm_robust.evaluation.attack_spec import CLASSES_NEEDED
 from timm_robust.evaluation.autoattack_package import PACKAGES, implementation, implementation_version
-from timm_robust.evaluation.preconditions import require_eval
-from timm_robust.threat import Threat
+from timm_robust.evaluation.budget import EnsembleProgress
+from timm_robust.evaluation.inputs import EvalInputs
+from timm_robust.evaluation.settings import DEFAULTS, EvalSettings
+from timm_robust.evaluation.state import NO_SLOT, Slot
+from timm_robust.utils.progress import Progress
 from timm_robust.utils.random import preserve_rng_state
 
-STANDS, WRONG = -1, 0
-"""What `fell_to` says of an image that stands, and of one that was misclassified before any attack."""
+UNBROKEN, WRONG = -1, 0
+"""Values of `broken_by` for an image that withstood all attacks, and for one misclassified before any."""
 
 VERSIONS = {
     "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
@@ -53,20 +55,20 @@ FLAGS = {
 
 @dataclass
 class AutoAttackResult:
-    """Verdicts of one run.
+    """Outcome of one run.
 
     Attributes:
-        robust: bool [N], whether each image stands after all attacks, in data order.
-        fell_to: int64 [N], the attack that broke each image, counted from 1 in the order of `after`; 0 where it was
-            misclassified before any attack, -1 where it stands.
-        after: share of images that stand after each attack, in [0, 1], keyed by attack in the order they ran.
-        seconds: of each attack.
+        robust: bool [N], whether each image withstood all attacks, in data order.
+        broken_by: int64 [N], the attack that broke each image, counted from 1 in the order of `after`; 0 where it was
+            misclassified before any attack, -1 where it was never broken.
+        after: robust accuracy after each attack, in [0, 1], in the order they ran.
+        seconds: duration of each attack.
         flags: AutoAttack's own warnings, explained.
         implementation: package and version that ran.
     """
 
     robust: Tensor
-    fell_to: Tensor
+    broken_by: Tensor
     after: dict[str, float]
     seconds: dict[str, float]
     flags: list[str]
@@ -74,29 +76,26 @@ class AutoAttackResult:
 
 
 @dataclass
-class AutoAttackProgress:
-    """Where a run is, in plain values; a run given it goes on with the batch after.
+class AutoAttackState:
+    """Unfinished run in plain values; a run that is given it resumes with the next batch.
 
     Attributes:
-        fell_to: as in `AutoAttackResult`; empty before the images were classified.
-        attack: the attack that runs.
-        batches: how many of its batches are done.
-        seconds: of each attack so far.
+        broken_by: as in `AutoAttackResult`; empty before the images were classified.
+        attack: running attack.
+        batches: number of its batches that are done.
+        seconds: duration of each attack so far.
         flags: warnings so far.
     """
 
-    fell_to: list[int] = field(default_factory=list)
+    broken_by: list[int] = field(default_factory=list)
     attack: str = ""
     batches: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     flags: list[str] = field(default_factory=list)
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 class _Log:
-    """Stands in for the package's logger, and keeps its warnings."""
+    """Replaces the package's logger, and collects its warnings."""
 
     def __init__(self, flags: list[str]) -> None:
         self.flags = flags
@@ -110,7 +109,7 @@ class _Log:
 
 
 def attacks_for(num_classes: int, version: str = "standard") -> tuple[list[str], int]:
-    """Attacks of an ensemble that are defined for so many classes, and how many targets there are at most.
+    """Attacks of an ensemble that are defined for this number of classes, and the largest number of targets.
 
     The DLR loss needs three classes, its targeted form four; targeted attacks have at most K - 1 targets (published:
     nine).
@@ -127,110 +126,106 @@ def attacks_for(num_classes: int, version: str = "standard") -> tuple[list[str],
 
 
 def run_autoattack(
-    model: nn.Module,
-    images: Tensor,
-    targets: Tensor,
-    threat: Threat,
-    *,
+    inputs: EvalInputs,
     version: str = "standard",
-    batch_size: int = 250,
-    seed: int = 0,
-    on_batch: Callable[[str, int, int, float], None] | None = None,
-    progress: AutoAttackProgress | None = None,
-    keep: Callable[[AutoAttackProgress], None] | None = None,
-    package: str | None = None,
+    settings: EvalSettings = DEFAULTS,
+    *,
+    slot: Slot = NO_SLOT,
+    progress: Progress | None = None,
 ) -> AutoAttackResult:
-    """Runs an ensemble of AutoAttack, reference arithmetic and draws.
+    """Runs an ensemble of AutoAttack with the reference's arithmetic and draws.
 
     The verdicts are those of calling the implementation by hand with the same seed and batch size (AutoAttack reseeds
     at each batch, so both matter). The global random state is restored afterwards.
 
     Args:
-        model: in eval mode, float32, images in [0, 1] to logits.
-        images: float [N, C, H, W] in [0, 1].
-        targets: int64 [N].
-        threat: Linf, L2 or L1.
+        inputs: float32 model and images; under Linf, L2 or L1.
         version: `standard`, `plus`, or `rand` for models whose outputs are random.
-        on_batch: called after each batch with attack, batch number, number of batches and the share that stands so far.
-        progress: of a run that was stopped; it goes on there, with the same verdicts as an uninterrupted run.
-        keep: called after each batch with where the run is.
-        package: `autoattack` or `pyautoattack`; by default whichever is installed.
+        settings: batch size and seed.
+        slot: unfinished state, written after each batch; the verdicts of a resumed run are those of an uninterrupted
+            one.
+        progress: called after each batch, in forward passes.
 
     Raises:
-        UserError: a model in train mode, an unknown version, or no implementation.
+        UserError: an unknown version, a state of other images, or no implementation.
     """
-    require_eval(model)
-    package = package or implementation()
-    device = next(model.parameters()).device
-    # a view in its DLR loss fails on channels_last strides
-    images, targets = images.contiguous(), targets.contiguous()
-    with torch.no_grad():
-        num_classes = model(images[:1].to(device)).shape[1]
-    attacks, n_targets = attacks_for(num_classes, version)
-    at = progress or AutoAttackProgress()
-    if at.fell_to and len(at.fell_to) != len(images):
+    attacks, n_targets = attacks_for(inputs.num_classes, version)
+    state = AutoAttackState(**slot.content)
+    if state.broken_by and len(state.broken_by) != len(inputs):
         raise UserError(
-            f"the progress to go on from has {len(at.fell_to)} images, expected {len(images)}: it is of another run"
+            f"the state to resume from has {len(state.broken_by)} images, expected {len(inputs)}: it is of another run"
         )
-    log = _Log(at.flags)
+    package, log = implementation(), _Log(state.flags)
     checks = importlib.import_module(f"{package}.checks")
-    with attack_mode(model, "eval"), kept_process_state(), _silenced(), torch.no_grad():
-        adversary = _build(package, model, threat, version, seed, device, n_targets, log)
-        torch.manual_seed(seed)  # for models whose outputs are random
-        if not at.fell_to:
-            _check_defense(checks, model, images[:batch_size].to(device), targets[:batch_size].to(device), version, log)
-            right = torch.cat(
-                [
-                    model(x.to(device)).max(dim=1)[1] == y.to(device)
-                    for x, y in zip(images.split(batch_size), targets.split(batch_size), strict=True)
-                ]
-            )
-            at.fell_to = torch.where(right, STANDS, WRONG).tolist()
-        fell_to = torch.tensor(at.fell_to)
+    report = EnsembleProgress(version, attacks, len(inputs), progress)
+    with attack_mode(inputs.model, "eval"), kept_process_state(), _silenced(), torch.no_grad():
+        adversary = _build(package, inputs, version, settings.seed, n_targets, log)
+        torch.manual_seed(settings.seed)  # for models whose outputs are random
+        if not state.broken_by:
+            state.broken_by = _clean_verdicts(checks, inputs, version, settings.batch_size, log)
         for place, attack in enumerate(attacks, 1):
-            if at.attack and attack != at.attack and attacks.index(at.attack) >= place:
-                continue  # ran before the run was stopped
-            if attack != at.attack:
-                at.attack, at.batches = attack, 0
-            # the images that stood when this attack began, in the batches that they had then
-            batches = ((fell_to == STANDS) | (fell_to == place)).nonzero().squeeze(1).split(batch_size)
-            for number, rows in enumerate(batches, 1):
-                if number <= at.batches or len(rows) == 0:
-                    continue
-                started = time.perf_counter()
-                x, y = (part[rows.to(part.device)].to(device) for part in (images, targets))
-                torch.manual_seed(seed)  # as the attack does, but before its first forward: random models resume too
-                adversarial = _attack(adversary, attack, seed, x, y)
-                fallen = (model(adversarial).max(dim=1)[1] != y).cpu()
-                fell_to[rows[fallen]] = place
-                at.fell_to, at.batches = fell_to.tolist(), number
-                at.seconds[attack] = at.seconds.get(attack, 0.0) + time.perf_counter() - started
-                if keep:
-                    keep(at)
-                if on_batch:
-                    on_batch(attack, number, len(batches), (fell_to == STANDS).double().mean().item())
-    standing = [1 - (fell_to == WRONG).double().mean().item()]
+            if state.attack and attack != state.attack and attacks.index(state.attack) >= place:
+                continue  # ran before the run was interrupted
+            if attack != state.attack:
+                state.attack, state.batches = attack, 0
+            for done, total in _attack_batches(adversary, inputs, settings, state, place):
+                if slot.write:
+                    slot.write(asdict(state))
+                robust = (torch.tensor(state.broken_by) == UNBROKEN).double().mean().item()
+                report.update(attack, done, total, robust)
+    broken_by = torch.tensor(state.broken_by)
+    shares = [1 - (broken_by == WRONG).double().mean().item()]
     for place in range(1, len(attacks) + 1):
-        standing.append(((fell_to == STANDS) | (fell_to > place)).double().mean().item())
-    after = dict(zip(attacks, standing[1:], strict=True))
-    checks.check_square_sr({"clean": standing[0], **after}, logger=log)
-    seconds = {attack: round(at.seconds.get(attack, 0.0), 2) for attack in attacks}
-    return AutoAttackResult(fell_to == STANDS, fell_to, after, seconds, at.flags, implementation_version(package))
+        shares.append(((broken_by == UNBROKEN) | (broken_by > place)).double().mean().item())
+    after = dict(zip(attacks, shares[1:], strict=True))
+    checks.check_square_sr({"clean": shares[0], **after}, logger=log)
+    seconds = {attack: round(state.seconds.get(attack, 0.0), 2) for attack in attacks}
+    version_of_it = implementation_version(package)
+    return AutoAttackResult(broken_by == UNBROKEN, broken_by, after, seconds, state.flags, version_of_it)
 
 
-def _build(
-    package: str,
-    model: nn.Module,
-    threat: Threat,
-    version: str,
-    seed: int,
-    device: torch.device,
-    n_targets: int,
-    log: _Log,
-) -> Any:
-    module = importlib.import_module(package)
-    arguments = {"norm": threat.norm, "eps": threat.eps, "seed": seed, "version": version, "device": device}
-    adversary = module.AutoAttack(model, **arguments)
+def _clean_verdicts(checks: Any, inputs: EvalInputs, version: str, batch_size: int, log: _Log) -> list[int]:
+    """Runs the checks for unsuitable defenses on the first batch, and classifies the clean images."""
+    batches = torch.arange(len(inputs)).split(batch_size)
+    _check_defense(checks, inputs.model, *_on_device(inputs, batches[0]), version, log)
+    found = []
+    for rows in batches:
+        images, targets = _on_device(inputs, rows)
+        found.append(inputs.model(images).max(dim=1)[1] == targets)
+    return torch.where(torch.cat(found), UNBROKEN, WRONG).tolist()
+
+
+def _attack_batches(
+    adversary: Any, inputs: EvalInputs, settings: EvalSettings, state: AutoAttackState, place: int
+) -> Iterator[tuple[int, int]]:
+    """Runs the attack of `state`, updates the state after each batch, and yields batches done and in all."""
+    broken_by = torch.tensor(state.broken_by)
+    # the images that were unbroken when this attack began, in the batches that they had then
+    batches = ((broken_by == UNBROKEN) | (broken_by == place)).nonzero().squeeze(1).split(settings.batch_size)
+    for number, rows in enumerate(batches, 1):
+        if number <= state.batches or len(rows) == 0:
+            continue
+        started = time.perf_counter()
+        x, y = _on_device(inputs, rows)
+        torch.manual_seed(settings.seed)  # as the attack does, but before its first forward: random models resume too
+        adversarial = _attack(adversary, state.attack, settings.seed, x, y)
+        broken = (inputs.model(adversarial).max(dim=1)[1] != y).cpu()
+        broken_by[rows[broken]] = place
+        state.broken_by, state.batches = broken_by.tolist(), number
+        state.seconds[state.attack] = state.seconds.get(state.attack, 0.0) + time.perf_counter() - started
+        yield number, len(batches)
+
+
+def _on_device(inputs: EvalInputs, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Images and labels of some rows; contiguous, since a view in the DLR loss fails on channels_last strides."""
+    part = inputs.subset(rows)
+    return part.images.contiguous().to(inputs.device), part.targets.to(inputs.device)
+
+
+def _build(package: str, inputs: EvalInputs, version: str, seed: int, n_targets: int, log: _Log) -> Any:
+    module, threat = importlib.import_module(package), inputs.threat
+    arguments = {"norm": threat.norm, "eps": threat.eps, "seed": seed, "version": version, "device": inputs.device}
+    adversary = module.AutoAttack(inputs.model, **arguments)
     for part in (adversary.apgd_targeted, adversary.fab):
         part.n_target_classes = min(part.n_target_classes, n_targets)
     for part in (adversary.apgd, adversary.apgd_targeted):
@@ -239,7 +234,7 @@ def _build(
 
 
 def _check_defense(checks: Any, model: nn.Module, images: Tensor, targets: Tensor, version: str, log: _Log) -> None:
-    """AutoAttack's checks for defenses that it does not measure well, on the first batch as there."""
+    """AutoAttack's checks for defenses that it does not measure well, on the first batch as in the original."""
     if version != "rand":
         checks.check_randomized(model, images, targets, bs=len(images), logger=log)
     checks.check_range_output(model, images, logger=log)

@@ -6,10 +6,10 @@ arXiv:1903.12261. The protocol is RobustBench's: 15 corruptions in 5 severities,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,7 +19,8 @@ from timm_robust.data.images import FileImages, Unreadable, fit
 from timm_robust.data.sources import image_files, subfolders
 from timm_robust.errors import UserError, unknown
 from timm_robust.evaluation.accuracy import right
-from timm_robust.evaluation.preconditions import require_eval
+from timm_robust.evaluation.preconditions import device_of, require_eval
+from timm_robust.utils.progress import Progress
 
 ALEXNET_ERRORS = {
     "gaussian_noise": 0.886428, "shot_noise": 0.894468, "impulse_noise": 0.922640, "defocus_blur": 0.819880,
@@ -27,10 +28,10 @@ ALEXNET_ERRORS = {
     "fog": 0.819324, "brightness": 0.564592, "contrast": 0.853204, "elastic_transform": 0.646056,
     "pixelate": 0.717840, "jpeg_compression": 0.606500,
 }  # fmt: skip
-"""Mean error over the severities of ImageNet-C, as published with it; what mCE is relative to."""
+"""AlexNet's mean error over the severities of ImageNet-C, as published with it; mCE is relative to these."""
 
 CORRUPTIONS = tuple(ALEXNET_ERRORS)
-"""The 15 of the benchmark, in the paper's order; the four extra ones are not part of it."""
+"""The 15 corruptions of the benchmark, in the paper's order, without the four extra ones."""
 
 SEVERITIES = (1, 2, 3, 4, 5)
 LABELS = "labels.npy"
@@ -41,11 +42,11 @@ class Corruptions:
     """Accuracies of one model.
 
     Attributes:
-        data: the folder.
-        n_examples: images for each corruption and severity.
+        data: folder of the images.
+        n_examples: number of images of each corruption and severity.
         accuracies: by corruption, one in [0, 1] for each severity from 1 to 5.
-        mce: mean corruption error relative to AlexNet, 1 being AlexNet's own; on ImageNet-C with all 1,000 classes and
-            every corruption only.
+        mce: mean corruption error relative to AlexNet, 1 being AlexNet's own; only on ImageNet-C with all 1,000 classes
+            and every corruption.
     """
 
     data: str
@@ -55,7 +56,7 @@ class Corruptions:
 
     @property
     def mean(self) -> float:
-        """Over all corruptions and severities, in [0, 1]; what RobustBench ranks by."""
+        """Mean over all corruptions and severities, in [0, 1]; RobustBench ranks by it."""
         return float(np.mean(list(self.accuracies.values())))
 
     @property
@@ -74,34 +75,44 @@ class Corruptions:
         }
 
 
-def corruption_accuracy(
-    model: nn.Module,
+class CorruptedImages(Protocol):
+    """Corrupted images on disk.
+
+    Attributes:
+        root: folder.
+        corruptions: names, in order.
+        available: number of images of each severity.
+        classes: class names of folders; empty for arrays.
+    """
+
+    root: Path
+    corruptions: tuple[str, ...]
+    available: int
+    classes: tuple[str, ...]
+
+    def read(self, name: str, severity: int, n: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of the first `n` images, uint8 [B, H, W, 3], and of their labels, int64 [B]."""
+
+
+def open_corruptions(
     folder: str | Path,
+    corruptions: Sequence[str] = CORRUPTIONS,
     *,
     class_names: Sequence[str] | None = None,
     image_size: int | None = None,
-    n_examples: int | None = None,
-    corruptions: Sequence[str] = CORRUPTIONS,
-    batch_size: int = 250,
-    progress: Callable[[str, int, int], None] | None = None,
-) -> Corruptions:
-    """Accuracy under each corruption and severity.
+) -> CorruptedImages:
+    """Corrupted images of a folder.
 
     Args:
-        model: in eval mode, images in [0, 1] to logits.
         folder: with CORRUPTION.npy, uint8 [5 n, H, W, 3] with the severities one after the other, and labels.npy; or
-            with CORRUPTION/SEVERITY/CLASS/*, which may lie one folder deeper (noise/gaussian_noise/...).
-        class_names: the model's, in order, for folders of classes; by default their sorted names are the classes.
-        image_size: side that images in files are brought to; 224 by default.
-        n_examples: the first so many of each severity; in folders by file name, so that classes mix. By default all.
-        corruptions: some of the benchmark's.
-        batch_size: images at once.
-        progress: called with what runs, how many of all corruptions and severities are done, and how many there are.
+            with CORRUPTION/SEVERITY/CLASS/*, perhaps one folder deeper (noise/gaussian_noise/...).
+        corruptions: names, all or some of the benchmark's.
+        class_names: class names of the model in order, for folders of classes; default: their sorted names.
+        image_size: side in pixels that images in files are scaled to; default: 224.
 
     Raises:
-        UserError: files that are missing or of another form, labels that the model lacks, too few images.
+        UserError: an unknown corruption, or files that are missing or in another format.
     """
-    require_eval(model)
     for name in corruptions:
         if name not in CORRUPTIONS:
             raise unknown("corruption", name, CORRUPTIONS)
@@ -110,28 +121,47 @@ def corruption_accuracy(
         raise UserError(
             f"corruption data {str(folder)!r} is no folder: expected one with labels.npy or CORRUPTION/1/CLASS/*"
         )
-    arrays = (root / LABELS).is_file() or any(root.glob("*.npy"))
-    reader: _Arrays | _Folders = (
-        _Arrays(root, corruptions) if arrays else _Folders(root, corruptions, class_names, image_size or 224)
-    )
-    n = reader.available if n_examples is None else n_examples
-    if not 1 <= n <= reader.available:
-        raise UserError(f"n_examples is {n}, {root} has {reader.available} images for each severity")
+    if (root / LABELS).is_file() or any(root.glob("*.npy")):
+        return _Arrays(root, tuple(corruptions))
+    return _Folders(root, tuple(corruptions), class_names, image_size or 224)
+
+
+def corruption_accuracy(
+    model: nn.Module,
+    images: CorruptedImages,
+    examples: int | None = None,
+    *,
+    batch_size: int = 250,
+    progress: Progress | None = None,
+) -> Corruptions:
+    """Accuracy under each corruption and severity.
+
+    Args:
+        model: in eval mode, images in [0, 1] to logits.
+        images: corrupted images; see `open_corruptions`.
+        examples: number of images of each severity, in folders by file name, so that classes mix; default: all.
+        batch_size: images per forward pass.
+        progress: called after each severity.
+
+    Raises:
+        UserError: a model in train mode, files that cannot be read, labels that the model lacks, or too few images.
+    """
+    require_eval(model)
+    n = images.available if examples is None else examples
+    if not 1 <= n <= images.available:
+        raise UserError(f"examples is {n}, {images.root} has {images.available} images for each severity")
+    cells = [(name, severity) for name in images.corruptions for severity in SEVERITIES]
     found: dict[str, tuple[float, ...]] = {}
-    for number, name in enumerate(corruptions):
-        row = []
-        for severity in SEVERITIES:
-            row.append(_accuracy(model, reader.read(name, severity, n, batch_size), n))
-            if progress:
-                done = number * len(SEVERITIES) + severity
-                progress(f"{name} {severity}", done, len(corruptions) * len(SEVERITIES))
-        found[name] = tuple(row)
-    whole = not arrays and len(found) == len(CORRUPTIONS) and len(reader.classes) == 1000
-    return Corruptions(str(folder), n, found, mean_corruption_error(found) if whole else None)
+    for done, (name, severity) in enumerate(cells, 1):
+        found[name] = (*found.get(name, ()), _accuracy(model, images.read(name, severity, n, batch_size), n))
+        if progress:
+            progress(f"{name} {severity}", done, len(cells))
+    whole = len(found) == len(CORRUPTIONS) and len(images.classes) == 1000
+    return Corruptions(str(images.root), n, found, mean_corruption_error(found) if whole else None)
 
 
 def mean_corruption_error(accuracies: dict[str, tuple[float, ...]]) -> float:
-    """mCE: the error under each corruption in those of AlexNet, averaged; 1 is as good as AlexNet, less is better.
+    """mCE: the mean over the corruptions of the error relative to AlexNet's; 1 is as good as AlexNet, lower is better.
 
     Args:
         accuracies: by corruption, in [0, 1], for each severity.
@@ -143,8 +173,9 @@ def mean_corruption_error(accuracies: dict[str, tuple[float, ...]]) -> float:
 @torch.no_grad()
 def _accuracy(model: nn.Module, batches: Iterator[tuple[Tensor, Tensor]], n: int) -> float:
     """Batches are uint8 [N, H, W, 3] and int64 [N]."""
-    device, count = next(model.parameters()).device, 0
+    count = 0
     for x, y in batches:
+        device = device_of(model, x)
         logits = model(x.to(device).permute(0, 3, 1, 2).float().div(255).contiguous())
         if int(y.max()) >= logits.shape[1]:
             raise UserError(f"the data has class number {int(y.max())}, the model has only {logits.shape[1]} classes")
@@ -153,12 +184,11 @@ def _accuracy(model: nn.Module, batches: Iterator[tuple[Tensor, Tensor]], n: int
 
 
 class _Arrays:
-    """CIFAR-10-C and its like."""
+    """CIFAR-10-C and data in its format."""
 
-    classes: tuple[str, ...] = ()
-
-    def __init__(self, root: Path, corruptions: Sequence[str]) -> None:
-        self.root = root
+    def __init__(self, root: Path, corruptions: tuple[str, ...]) -> None:
+        self.root, self.corruptions = root, corruptions
+        self.classes: tuple[str, ...] = ()
         _require_all(
             root, [name for name in (LABELS, *(f"{one}.npy" for one in corruptions)) if not (root / name).is_file()]
         )
@@ -189,12 +219,12 @@ class _Arrays:
 
 
 class _Folders:
-    """ImageNet-C and its like."""
+    """ImageNet-C and data in its format."""
 
     def __init__(
-        self, root: Path, corruptions: Sequence[str], class_names: Sequence[str] | None, image_size: int
+        self, root: Path, corruptions: tuple[str, ...], class_names: Sequence[str] | None, image_size: int
     ) -> None:
-        self.root, self.size = root, image_size
+        self.root, self.corruptions, self.size = root, corruptions, image_size
         self.places = {one: self._place(one) for one in corruptions}
         _require_all(root, [f"{one}/" for one, place in self.places.items() if place is None])
         missing = [

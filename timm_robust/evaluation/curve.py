@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from timm_robust.errors import UserError
 from timm_robust.evaluation.accuracy import robust_correct_of
-from timm_robust.evaluation.attack_spec import parse_attack
-from timm_robust.evaluation.state import EvaluationState, subject_key
+from timm_robust.evaluation.attack_spec import CLEAN, AttackSpec, parse_attack
+from timm_robust.evaluation.inputs import EvalInputs
+from timm_robust.evaluation.settings import DEFAULTS, EvalSettings
+from timm_robust.evaluation.state import EvaluationState, inputs_key
 from timm_robust.evaluation.statistics import wilson
 from timm_robust.threat import Threat, parse_eps
+from timm_robust.utils.progress import Progress
 
 MULTIPLES = (0, Fraction(1, 4), Fraction(1, 2), Fraction(3, 4), 1, Fraction(3, 2), 2, 3, 4)
-"""Radii of a curve, in those of the threat: where training aimed, below, and far enough above to fall to zero."""
+"""Radii of a curve in units of the threat's: that of the training, below, and far enough above to reach zero."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +30,12 @@ class Curve:
     """Robust accuracy of one model at each radius.
 
     Attributes:
-        norm: of the ball.
+        norm: norm of the ball.
         eps: radii in units of [0, 1], ascending.
-        eps_texts: the same as a user writes them.
-        attack: what attacked.
-        seed: of its random draws.
-        stands: one 0/1 verdict per image in data order, for each radius.
+        eps_texts: the same as users write them.
+        attack: name of the attack.
+        seed: random seed of the attack.
+        still_correct: one 0/1 verdict per image in data order, for each radius.
     """
 
     norm: str
@@ -82,77 +85,69 @@ def grid(threat: Threat, multiples: Sequence[int | Fraction] = MULTIPLES) -> lis
 
 
 def accuracy_curve(
-    model: nn.Module,
-    images: Tensor,
-    targets: Tensor,
-    norm: str,
+    inputs: EvalInputs,
     eps_values: Sequence[str | float],
-    *,
     attack: str = "pgd-10-1",
-    batch_size: int = 250,
-    seed: int = 0,
-    progress: Callable[[str, int, int], None] | None = None,
-    keep: Path | None = None,
-    restart: bool = False,
+    settings: EvalSettings = DEFAULTS,
+    *,
+    progress: Progress | None = None,
 ) -> Curve:
     """Robust accuracy at each radius.
 
-    At each radius only the images that stood at all smaller ones are attacked: an adversarial image stays one in a
-    larger ball. So the curve never rises, whatever the attack, and costs less than so many evaluations.
+    At each radius only the images that withstood all smaller ones are attacked: an adversarial image stays one in a
+    larger ball. So the curve never rises, whatever the attack, and costs less than one evaluation per radius.
 
     Args:
-        model: in eval mode, images in [0, 1] to logits.
-        images: float [N, C, H, W] in [0, 1].
-        targets: int64 [N].
-        norm: "Linf", "L2" or "L1".
-        eps_values: radii, as `timm_robust.threat.parse_eps` takes them; put in order, each once; 0 is clean accuracy.
+        inputs: model, images and labels; of the threat only the norm is used.
+        eps_values: radii, as `timm_robust.threat.parse_eps` takes them, in any order; 0 is clean accuracy.
         attack: any name that `parse_attack` knows.
-        batch_size: images at once.
-        seed: of every random draw, at each radius anew.
-        progress: called with the radius, images done and images in all.
-        keep: file for the radii that are done; the same call goes on from it.
-        restart: forget what is kept there.
+        settings: batch size; seed, the same at each radius; file for the radii that are done.
+        progress: called with the images done at each radius.
 
     Raises:
-        UserError: no radius, one that `parse_eps` refuses, an unknown attack, a model in train mode, or a file of
-            another curve.
+        UserError: no radius, one that `parse_eps` refuses, an unknown attack, or a kept state of another curve.
     """
-    measure = parse_attack(attack)
-    found = {parse_eps(value, norm)[0]: parse_eps(value, norm)[1] for value in eps_values}
-    if not found:
-        raise UserError("a curve needs at least one radius: expected some such as 0 4/255 8/255")
-    key = {} if keep is None else subject_key(model, images, targets, batch_size, seed)
-    state = EvaluationState(
-        keep, {**key, "attack": measure.name, "norm": norm, "radii": sorted(found)}, restart=restart
-    )
-    still_correct = torch.ones(len(images), dtype=torch.bool)
+    spec = parse_attack(attack)
+    threats = _threats(inputs.threat.norm, eps_values)
+    key = {} if settings.keep is None else inputs_key(inputs, settings)
+    key |= {"attack": spec.name, "norm": inputs.threat.norm, "radii": [one.eps for one in threats]}
+    state = EvaluationState(settings.keep, key, restart=settings.restart)
+    still_correct = torch.ones(len(inputs), dtype=torch.bool)
     rows: list[tuple[int, ...]] = []
-    for radius in sorted(found):
+    for threat in threats:
         at = still_correct.nonzero().squeeze(1)
-        done = len(images) - len(at)
-
-        def count(images_done: int, text: str = found[radius]) -> None:
-            nonlocal done
-            done += images_done
-            if progress:
-                progress(f"eps {text}", done, len(images))
-
-        def stand(radius: float = radius, at: Tensor = at) -> dict[str, Any]:
-            kept = robust_correct_of(
-                model,
-                images[at.to(images.device)],
-                targets[at.to(targets.device)],
-                Threat(norm, radius, found[radius]),
-                measure if radius > 0 else parse_attack("clean"),
-                batch_size=batch_size,
-                seed=seed,
-                progress=count,
-            )
-            return {"robust": kept.int().tolist()}
-
         if len(at):
-            still_correct[at] = torch.tensor(state.once(found[radius], stand)["robust"], dtype=torch.bool)
+            entry = state.once(threat.eps_text, partial(_entry_at, threat, at, inputs, spec, settings, progress))
+            still_correct[at] = torch.tensor(entry["robust"], dtype=torch.bool)
         rows.append(tuple(still_correct.int().tolist()))
     return Curve(
-        norm, tuple(sorted(found)), tuple(found[radius] for radius in sorted(found)), measure.name, seed, tuple(rows)
+        norm=inputs.threat.norm,
+        eps=tuple(one.eps for one in threats),
+        eps_texts=tuple(one.eps_text for one in threats),
+        attack=spec.name,
+        seed=settings.seed,
+        still_correct=tuple(rows),
     )
+
+
+def _threats(norm: str, eps_values: Sequence[str | float]) -> list[Threat]:
+    """A threat for each radius, ascending, each radius once."""
+    if not eps_values:
+        raise UserError("a curve needs at least one radius: expected some such as 0 4/255 8/255")
+    texts = dict(parse_eps(value, norm) for value in eps_values)
+    return [Threat(norm, eps, texts[eps]) for eps in sorted(texts)]
+
+
+def _entry_at(
+    threat: Threat, at: Tensor, inputs: EvalInputs, spec: AttackSpec, settings: EvalSettings, progress: Progress | None
+) -> dict[str, Any]:
+    """Verdicts at one radius for the images `at`; the others were broken before."""
+    before = len(inputs) - len(at)
+
+    def report(name: str, done: float, total: float, status: str = "") -> None:
+        if progress:
+            progress(f"eps {threat.eps_text}", before + len(at) * done / total, len(inputs), status)
+
+    part = inputs.subset(at).with_threat(threat)
+    robust = robust_correct_of(part, spec if threat.eps > 0 else CLEAN, settings, progress=report)
+    return {"robust": robust.int().tolist()}

@@ -1,37 +1,57 @@
-"""What an evaluation has measured so far, on disk, so that the same command goes on after a kill.
+"""Unfinished evaluations on disk, so that the same command resumes after a kill.
 
 One JSON file, replaced atomically, with a format number and the key of the evaluation: the hash of the weights and of
-the images, and every setting that a verdict depends on. With another key it is refused, and what differs is said.
+the images, and every setting that a verdict depends on. A file with another key is refused, and the error names the
+first difference.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from timm_robust.errors import UserError
+from timm_robust.evaluation.hashes import images_hash
+from timm_robust.evaluation.inputs import EvalInputs
+from timm_robust.evaluation.settings import EvalSettings
 from timm_robust.utils.files import write_text
 
-FORMAT = 2
+FORMAT = 3
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Place for the unfinished state of one attack.
+
+    Attributes:
+        content: plain values that an interrupted call left; empty for none.
+        write: replaces them; None keeps nothing.
+    """
+
+    content: Mapping[str, Any] = field(default_factory=dict)
+    write: Callable[[dict[str, Any]], None] | None = None
+
+
+NO_SLOT = Slot()
 
 
 class EvaluationState:
-    """Finished measures, and where the running one is.
+    """Entries of finished attacks, and the state of the running one.
 
     Args:
         path: the file; None keeps nothing.
-        key: plain values by name; all of them must be those of the run that wrote the file.
-        restart: forget what is there.
+        key: plain values by name; all of them must equal those of the call that wrote the file.
+        restart: ignore the file.
 
     Raises:
-        UserError: the file cannot be read, or is of another evaluation.
+        UserError: the file cannot be read, or belongs to another evaluation.
     """
 
     def __init__(self, path: Path | None, key: dict[str, Any], *, restart: bool = False) -> None:
@@ -42,25 +62,29 @@ class EvaluationState:
         if path is not None and path.exists() and not restart:
             self._read(path)
 
-    def once(self, name: str, measure: Callable[[], dict[str, Any]], *, shared: bool = False) -> dict[str, Any]:
-        """The entry of a measure: what is kept, else what `measure` returns, which is then kept.
+    def once(self, name: str, run: Callable[[], dict[str, Any]], *, shared: bool = False) -> dict[str, Any]:
+        """The kept entry of an attack, else what `run` returns, which is then kept.
 
         Args:
-            shared: several processes measure it together. Then only where it is is kept: each process has a file of its
-                own, and one that took the entry from there would leave the others waiting for it.
+            name: of the attack.
+            run: makes the entry.
+            shared: several processes make it together. Then only the running state is kept: each process has a file of
+                its own, and one that took the entry from there would leave the others waiting for it.
         """
         if shared:
-            return measure()
+            return run()
         if name not in self.finished:
-            entry = measure()
-            self.finished[name] = entry
+            self.finished[name] = run()
             self.running.pop(name, None)
             self._write()
         return self.finished[name]
 
-    def keep(self, name: str, progress: dict[str, Any]) -> None:
-        """Notes where measure `name` is."""
-        self.running[name] = progress
+    def slot(self, name: str) -> Slot:
+        """Place for the unfinished state of attack `name`."""
+        return Slot(self.running.get(name, {}), partial(self._keep, name) if self.path else None)
+
+    def _keep(self, name: str, state: dict[str, Any]) -> None:
+        self.running[name] = state
         self._write()
 
     def _read(self, path: Path) -> None:
@@ -92,41 +116,20 @@ class EvaluationState:
         content = {"format": FORMAT, "key": self.key, "finished": self.finished, "running": self.running}
         try:
             write_text(self.path, json.dumps(content))
-        except OSError as error:  # a full disk: go on measuring
+        except OSError as error:  # a full disk must not end the evaluation
             if not self._warned:
                 warnings.warn(f"progress cannot be kept in {self.path} ({error}): a kill would lose it", stacklevel=2)
             self._warned = True
 
 
-def subject_key(model: nn.Module, images: Tensor, targets: Tensor, batch_size: int, seed: int) -> dict[str, Any]:
-    """What the verdicts of any measure depend on."""
+def inputs_key(inputs: EvalInputs, settings: EvalSettings) -> dict[str, Any]:
+    """Plain values that the verdicts of any attack depend on."""
     return {
-        "checkpoint": weights_hash(model),
-        "data": images_hash(images, targets),
-        "n_examples": len(images),
-        "batch_size": batch_size,
-        "seed": seed,
-        "device": next(model.parameters()).device.type,
+        "checkpoint": inputs.weights,
+        "data": images_hash(inputs.images, inputs.targets),
+        "n_examples": len(inputs),
+        "batch_size": settings.batch_size,
+        "seed": settings.seed,
+        "device": inputs.device.type,
         "torch": torch.__version__,
     }
-
-
-def weights_hash(model: nn.Module) -> str:
-    """SHA-256 of all parameters and buffers by name, the first 16 hex digits."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(_bytes(value))
-    return digest.hexdigest()[:16]
-
-
-def images_hash(images: Tensor, targets: Tensor) -> str:
-    """SHA-256 of pixels and labels, the first 16 hex digits."""
-    digest = hashlib.sha256(str(tuple(images.shape)).encode())
-    for chunk in (*images.split(1000), targets):
-        digest.update(_bytes(chunk))
-    return digest.hexdigest()[:16]
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()

@@ -1,4 +1,4 @@
-"""How sure a number is: intervals for an accuracy on n images, and two models compared on the same images."""
+"""Uncertainty: confidence intervals for an accuracy on n images, and paired tests of two models on the same images."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ def wilson(successes: int, n: int, level: float = LEVEL) -> tuple[float, float]:
     E. B. Wilson, JASA 22, 1927; recommended by L. D. Brown, T. T. Cai, A. DasGupta, Statistical Science 16, 2001.
 
     Args:
-        successes: images that were right, 0 to n.
-        n: images in all.
-        level: share of such intervals that hold the true value, between 0 and 1.
+        successes: number of images classified correctly, 0 to n.
+        n: number of images.
+        level: confidence level, between 0 and 1.
 
     Returns:
-        the lower and upper end, in [0, 1].
+        lower and upper end, in [0, 1].
 
     Raises:
-        UserError: counts or a level that cannot be.
+        UserError: impossible counts or level.
     """
     _check(successes, n, level)
     z = NormalDist().inv_cdf((1 + level) / 2)
@@ -39,11 +39,11 @@ def wilson(successes: int, n: int, level: float = LEVEL) -> tuple[float, float]:
 
 
 def clopper_pearson(successes: int, n: int, level: float = LEVEL) -> tuple[float, float]:
-    """The exact interval for a share: holds the true value at least as often as its level says, and so is wider.
+    """The exact interval for a share: covers the true value at least as often as its level says, and so is wider.
 
     C. J. Clopper, E. S. Pearson, Biometrika 26, 1934. Arguments, result and errors as for `wilson`.
     """
-    from scipy.stats import beta  # type: ignore[import-untyped]
+    from scipy.stats import beta  # type: ignore[import-untyped]  # half a second, rarely used
 
     _check(successes, n, level)
     tail = (1 - level) / 2
@@ -61,16 +61,16 @@ def _check(successes: int, n: int, level: float) -> None:
 
 @dataclass(frozen=True)
 class Paired:
-    """Two verdicts on each of the same images, A's and B's.
+    """Comparison of two models, A and B, on the same images.
 
     Attributes:
-        n: images.
-        both, only_a, only_b, neither: how many both, one or none of them got right.
+        n: number of images.
+        both, only_a, only_b, neither: number of images that both, one or none of them classifies correctly.
         difference: accuracy of A minus that of B, in [-1, 1].
-        low, high: the interval of the difference at `level`.
-        p_value: of McNemar's exact test; how likely only_a and only_b are at least as far apart if A and B are equally
-            good, in (0, 1].
-        level: of the interval.
+        low, high: confidence interval of the difference.
+        p_value: of McNemar's exact test, in (0, 1]: the probability that only_a and only_b are at least as far apart if
+            A and B are equally good.
+        level: confidence level of the interval.
     """
 
     n: int
@@ -95,8 +95,8 @@ def paired(a: Sequence[int | bool], b: Sequence[int | bool], level: float = LEVE
     Q. McNemar's (Psychometrika 12, 1947) with exact binomial tails.
 
     Args:
-        a, b: one verdict per image in the same order, 1 or True where it was right.
-        level: of the interval.
+        a, b: one verdict per image in the same order, 1 or True if it was classified correctly.
+        level: confidence level of the interval.
 
     Raises:
         UserError: vectors of different lengths, or empty ones.
@@ -113,10 +113,10 @@ def paired(a: Sequence[int | bool], b: Sequence[int | bool], level: float = LEVE
 
 
 def newcombe(both: int, only_a: int, only_b: int, neither: int, level: float = LEVEL) -> tuple[float, float]:
-    """The interval for the difference of two shares on the same images; see `paired`.
+    """Confidence interval for the difference of two shares on the same images; see `paired`.
 
     Returns:
-        the lower and upper end, in [-1, 1].
+        lower and upper end, in [-1, 1].
     """
     n = both + only_a + only_b + neither
     low_a, high_a = wilson(both + only_a, n, level)
@@ -127,18 +127,18 @@ def newcombe(both: int, only_a: int, only_b: int, neither: int, level: float = L
     together = max(together - n / 2, 0.0) if together > 0 else together  # his continuity correction
     phi = together / math.sqrt(product) if product else 0.0
 
-    def eps_multiplier(x: float, y: float) -> float:
+    def reach(x: float, y: float) -> float:
         return math.sqrt(max(x * x - 2 * phi * x * y + y * y, 0.0))
 
     difference = share_a - share_b
-    low = difference - eps_multiplier(share_a - low_a, high_b - share_b)
-    high = difference + eps_multiplier(high_a - share_a, share_b - low_b)
+    low = difference - reach(share_a - low_a, high_b - share_b)
+    high = difference + reach(high_a - share_a, share_b - low_b)
     return max(low, -1.0), min(high, 1.0)
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
-    """Two-sided p-value of the exact test: the images on which A and B differ are tosses of a fair coin, if they are
-    equally good."""
+    """Two-sided p-value of the exact test: if A and B are equally good, the images on which they differ are tosses of a
+    fair coin."""
     tosses, fewer = only_a + only_b, min(only_a, only_b)
     tail = sum(math.comb(tosses, k) for k in range(fewer + 1))
     return min(1.0, 2 * tail / 2**tosses)

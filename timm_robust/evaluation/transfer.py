@@ -1,12 +1,12 @@
-"""Attacks that were made on another network: what an attacker without access to the model can do.
+"""Transfer attacks, crafted on another network: what an attacker without access to the model can do.
 
-They also tell masked gradients: a model that falls to somebody else's adversarial images more often than to its own is
-not robust, its gradients are only useless (Athalye et al., ICML 2018, arXiv:1802.00420, section 3.1).
+They also reveal masked gradients: a model that is broken by another network's adversarial images more often than by its
+own is not robust, its gradients are only useless (Athalye et al., ICML 2018, arXiv:1802.00420, section 3.1).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,25 +15,28 @@ from torch import Tensor, nn
 
 from timm_robust.attacks.attacker import Attacker
 from timm_robust.errors import UserError
-from timm_robust.evaluation.accuracy import in_batches, right, survivors
+from timm_robust.evaluation.accuracy import right, survivors
 from timm_robust.evaluation.attack_spec import AttackSpec, parse_attack, require_possible
 from timm_robust.evaluation.attempts import attempts
-from timm_robust.evaluation.preconditions import require_eval
-from timm_robust.threat import Threat
+from timm_robust.evaluation.inputs import EvalInputs
+from timm_robust.evaluation.preconditions import device_of, require_eval
+from timm_robust.evaluation.settings import DEFAULTS, EvalSettings
+from timm_robust.models.pixel_model import ModelConfig
+from timm_robust.utils.progress import Progress, tracked
 from timm_robust.utils.random import preserve_rng_state
 
 STOP_AT_SUCCESS = ("APGD", "APGDT", "FAB", "Square", "CW", "DeepFool")
-"""Classes of torchattacks that return the clean image where the source did not fall, and go no further where it did."""
+"""Classes of torchattacks that stop once the source is broken, and return the clean image where it is not."""
 
 
 @dataclass(frozen=True)
 class Transfer:
-    """How one network stands against attacks on others.
+    """Verdicts of one network under attacks on others.
 
     Attributes:
-        attack: what was run on each source.
+        attack: name of the attack on each source.
         clean: verdicts without an attack, one 0/1 per image in data order.
-        stands: by source, the verdicts of the target after the attack.
+        still_correct: by source, the verdicts of the target after the attack.
     """
 
     attack: str
@@ -42,12 +45,12 @@ class Transfer:
 
     @property
     def accuracies(self) -> dict[str, float]:
-        """Of the target, by source, in [0, 1]."""
+        """Accuracies of the target, by source, in [0, 1]."""
         return {name: sum(row) / len(row) for name, row in self.still_correct.items()}
 
     @property
     def worst(self) -> tuple[int, ...]:
-        """Verdicts after all sources: an image stands that stood each of them."""
+        """Verdicts after all sources: whether an image withstood each of them."""
         return tuple(int(all(column)) for column in zip(*self.still_correct.values(), strict=True))
 
     def to_dict(self) -> dict[str, Any]:
@@ -62,94 +65,98 @@ class Transfer:
 
 
 def transfer(
-    target: nn.Module,
+    inputs: EvalInputs,
     sources: Mapping[str, nn.Module],
-    images: Tensor,
-    targets: Tensor,
-    threat: Threat,
-    *,
     attack: str = "pgd-50-1",
-    batch_size: int = 250,
-    seed: int = 0,
-    progress: Callable[[str, int, int], None] | None = None,
+    settings: EvalSettings = DEFAULTS,
+    *,
+    progress: Progress | None = None,
 ) -> Transfer:
-    """Accuracy of a target under attacks that were made on each source.
+    """Accuracy of a target under attacks that were crafted on each source.
 
-    A source is attacked on every image that the target gets right, whether the source does or not; restarts are given
-    to the target one by one.
+    A source is attacked on every image that the target gets right, whether the source does or not; the target sees the
+    result of every restart.
 
     Args:
-        target: in eval mode, images in [0, 1] to logits.
+        inputs: the target, images, labels and threat.
         sources: by name, networks in eval mode for the same images and classes.
-        images: float [N, C, H, W] in [0, 1].
-        targets: int64 [N].
-        threat: the ball of both.
         attack: `fgsm`, `pgd-K-R`, `cw-linf`, or one of torchattacks that follows a loss to the end; momentum helps
             transfer: `torchattacks:MIFGSM:steps=50`.
-        batch_size: images at once.
-        seed: of every random draw, for each source anew.
-        progress: called with the source, images done and images in all.
+        settings: batch size; seed, the same for each source.
+        progress: called with the images done of each source.
 
     Raises:
-        UserError: a source for other images or classes, an attack that does not transfer, a model in train mode.
+        UserError: a source for other images or classes or in train mode, or an attack that does not transfer.
     """
-    measure = _transferable(attack)
+    spec = _transferable(attack)
     if not sources:
         raise UserError("a transfer attack needs at least one source: expected a second checkpoint")
-    for model in (target, *sources.values()):
-        require_eval(model)
-    device = next(target.parameters()).device
-    num_classes = _classes(target, images, "the target")
-    require_possible(measure, threat, num_classes)
+    require_possible(spec, inputs.threat, inputs.num_classes)
     for name, source in sources.items():
-        _require_alike(name, source, target, images, num_classes)
-    judge = Attacker(target, threat).view
+        require_eval(source)
+        _require_alike(name, source, inputs)
+    judge = Attacker(inputs.model, inputs.threat).view
     with torch.no_grad():
-        batches = in_batches(images, targets, batch_size, device)
-        clean = [right(judge(batch.images), batch.targets) for batch in batches]
-    still_correct = {}
-    for name, source in sources.items():
-        tries = attempts(measure, Attacker(source, threat), num_classes)
-        kept, done = [], 0
-        with preserve_rng_state(seed):
-            batches = in_batches(images, targets, batch_size, device)
-            for batch, standing in zip(batches, clean, strict=True):
-                kept.append(survivors(tries, judge, batch.images, batch.targets, standing))
-                done += len(batch)
-                if progress:
-                    progress(f"from {name}", done, len(images))
-        still_correct[name] = tuple(torch.cat(kept).int().tolist())
-    return Transfer(measure.name, tuple(torch.cat(clean).int().tolist()), still_correct)
+        clean = [right(judge(batch.images), batch.targets) for batch in inputs.batches(settings.batch_size)]
+    still_correct = {
+        name: tuple(_under(source, name, spec, inputs, clean, settings, progress).int().tolist())
+        for name, source in sources.items()
+    }
+    return Transfer(spec.name, tuple(torch.cat(clean).int().tolist()), still_correct)
+
+
+def _under(
+    source: nn.Module,
+    name: str,
+    spec: AttackSpec,
+    inputs: EvalInputs,
+    clean: list[Tensor],
+    settings: EvalSettings,
+    progress: Progress | None,
+) -> Tensor:
+    """Verdicts of the target under an attack on one source, bool [N]; `clean` are those without, by batch."""
+    tries = attempts(spec, Attacker(source, inputs.threat), inputs.num_classes)
+    judge = Attacker(inputs.model, inputs.threat).view
+    batches = tracked(inputs.batches(settings.batch_size), progress, f"from {name}", len(inputs))
+    kept = []
+    with preserve_rng_state(settings.seed):
+        for batch, correct in zip(batches, clean, strict=True):
+            kept.append(survivors(tries, judge, batch.images, batch.targets, correct))
+    return torch.cat(kept)
 
 
 def _transferable(attack: str) -> AttackSpec:
-    measure = parse_attack(attack)
-    follows = measure.name in ("fgsm", "cw-linf") or measure.name.startswith("pgd-")
-    if follows or (measure.attack and measure.attack not in STOP_AT_SUCCESS):
-        return measure
+    spec = parse_attack(attack)
+    follows = spec.name in ("fgsm", "cw-linf") or spec.name.startswith("pgd-")
+    if follows or (spec.attack and spec.attack not in STOP_AT_SUCCESS):
+        return spec
     raise UserError(
-        f"attack {measure.name!r} stops where the source falls, so that little transfers: expected fgsm, pgd-K-R, "
+        f"attack {spec.name!r} stops where the source falls, so that little transfers: expected fgsm, pgd-K-R, "
         "cw-linf or one of torchattacks such as torchattacks:MIFGSM"
     )
 
 
-def _require_alike(name: str, source: nn.Module, target: nn.Module, images: Tensor, num_classes: int) -> None:
+def _require_alike(name: str, source: nn.Module, inputs: EvalInputs) -> None:
     """Refuses a source for images or classes that are not the target's."""
-    configs = [getattr(model, "config", None) for model in (source, target)]
-    if all(configs):
+    configs = [getattr(model, "config", None) for model in (source, inputs.model)]
+    if all(isinstance(config, ModelConfig) for config in configs):
         for what, field in (("image size", "image_size"), ("number of channels", "in_chans")):
             its, wanted = (getattr(config, field) for config in configs)
             if its != wanted:
                 raise UserError(f"source {name!r} has {what} {its}, the target {wanted}: expected the same for both")
-    found = _classes(source, images, f"source {name!r}")
-    if found != num_classes:
-        raise UserError(f"source {name!r} has {found} classes, the target {num_classes}: expected the same for both")
+    found = _num_classes(name, source, inputs)
+    if found != inputs.num_classes:
+        raise UserError(
+            f"source {name!r} has {found} classes, the target {inputs.num_classes}: expected the same for both"
+        )
 
 
 @torch.no_grad()
-def _classes(model: nn.Module, images: Tensor, who: str) -> int:
+def _num_classes(name: str, source: nn.Module, inputs: EvalInputs) -> int:
     try:
-        return model(images[:1].to(next(model.parameters()).device)).shape[1]
+        return source(inputs.images[:1].to(device_of(source, inputs.images))).shape[1]
     except (RuntimeError, ValueError, AssertionError) as error:
-        shape = "x".join(map(str, images.shape[1:]))
-        raise UserError(f"{who} cannot take images of {shape}: expected networks for the same images") from error
+        shape = "x".join(map(str, inputs.images.shape[1:]))
+        raise UserError(
+            f"source {name!r} cannot take images of {shape}: expected networks for the same images"
+        ) from error

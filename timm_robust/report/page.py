@@ -45,25 +45,14 @@ SIGNS = (
 )
 
 
-def make_report(runs: str | Path | Sequence[str | Path], out: str | Path = "report.html") -> Path:
-    """Writes one self-contained page about finished or unfinished runs.
-
-    Args:
-        runs: folders as `train` makes them, at least one.
-        out: the page; what is there is replaced.
-
-    Returns:
-        where it is.
-
-    Raises:
-        UserError: a folder holds no run, or the page cannot be written.
-    """
+def write_page(runs: str | Path | Sequence[str | Path], path: Path) -> Path:
+    """Writes the page; see `timm_robust.make_report`."""
     folders = [Path(runs)] if isinstance(runs, (str, Path)) else [Path(run) for run in runs]
     if not folders:
         raise UserError("there is nothing to report: pass at least one run's folder")
-    found, path = [_read(folder) for folder in folders], Path(out)
+    found = [_read(folder) for folder in folders]
     if not path.resolve().parent.is_dir():
-        raise UserError(f"the folder of the report {str(out)!r} does not exist: make it first")
+        raise UserError(f"the folder of the report {str(path)!r} does not exist: make it first")
     try:
         path.write_text(page(found), encoding="utf-8")
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What no board takes is refused before anything is written. Torch-free."""
+"""Preconditions of a submission, checked before anything is written. Torch-free."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog
 
 
 def read_evaluation(path: str | Path) -> dict[str, Any]:
-    """A record from its file.
+    """Reads the record of an evaluation.
 
     Raises:
-        UserError: no such file, or no record of an evaluation.
+        UserError: no such file, or not such a record.
     """
     try:
         content = json.loads(Path(path).read_text())
@@ -30,7 +30,7 @@ def read_evaluation(path: str | Path) -> dict[str, Any]:
 
 
 def check_evaluation(evaluation: Mapping[str, Any], board: Board, draft: bool) -> None:
-    """Refuses a record of another attack, mode, radius, norm or number of images than the board's."""
+    """Refuses a record whose attack, mode, radius, norm or number of images is not the board's."""
     entry = evaluation["attacks"].get("autoattack")
     command = (
         f"timm-robust evaluate CHECKPOINT --attack autoattack --norm {board.threat} --eps {board.eps_text} --json FILE"
@@ -47,9 +47,9 @@ def check_evaluation(evaluation: Mapping[str, Any], board: Board, draft: bool) -
         raise UserError(f"the record is of AutoAttack {version!r}, the board is of 'standard': run {command}")
     norm, eps = evaluation["threat"]["norm"], evaluation["threat"]["eps"]
     if norm != board.threat or abs(eps - board.eps) > 1e-9:
-        told = evaluation["threat"].get("eps_text", eps)
+        radius = evaluation["threat"].get("eps_text", eps)
         raise UserError(
-            f"the record is of {norm} {told}, the board {board.dataset} is of {board.threat} {board.eps_text}"
+            f"the record is of {norm} {radius}, the board {board.dataset} is of {board.threat} {board.eps_text}"
         )
     n = min(entry["n_examples"], evaluation["n_examples"])
     if not draft and (n != board.n_examples or entry["n_examples"] != evaluation["n_examples"]):
@@ -59,7 +59,7 @@ def check_evaluation(evaluation: Mapping[str, Any], board: Board, draft: bool) -
 
 
 def check_network(metadata: Mapping[str, Any], board: Board) -> None:
-    """Refuses a network for other classes, or for the same number of others."""
+    """Refuses a network whose classes are not the board's."""
     classes, channels = metadata["model"]["num_classes"], metadata["model"]["in_chans"]
     if classes != board.num_classes or channels != 3:
         raise UserError(
@@ -83,7 +83,7 @@ def check_network(metadata: Mapping[str, Any], board: Board) -> None:
 
 
 def check_folder(folder: Path, own: str) -> None:
-    """Refuses a folder in which another model's bundle lies; `own` is DATASET/THREAT/ID.json."""
+    """Refuses a folder that holds another model's bundle; `own` is DATASET/THREAT/ID.json."""
     if folder.is_file():
         raise UserError(f"{folder} is a file: expected a folder for the bundle")
     others = [

@@ -1,6 +1,6 @@
-"""The Python file that lets `robustbench.load_model` find a trained network: written, and tried out.
+"""Python file that lets `robustbench.load_model` find a trained network, written and tested.
 
-RobustBench asks timm first for `ID_DATASET_THREAT` in lower case, so a file that registers that name is enough. The
+RobustBench first asks timm for `ID_DATASET_THREAT` in lower case, so a file that registers that name is enough. The
 network normalises in `forward` and keeps its keys, because RobustBench loads weights without a prefix.
 """
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from timm_robust.models.pixel_model import ModelConfig, PixelModel
 
 CROP_SHARE = 0.875
-"""Of the shorter side of an ImageNet image, in the evaluation view; at 224 pixels RobustBench's Res256Crop224."""
+"""Share of the shorter side of an ImageNet image in the evaluation view; at 224 pixels, Res256Crop224."""
 
 TEMPLATE = '''"""{model_id} for RobustBench's board {board}.
 
@@ -100,12 +100,12 @@ def {timm_name}(pretrained: bool = False, **_: Any) -> {class_name}:
 
 
 def module_name(model_id: str) -> str:
-    """The file's name, without ending, and a word that can be imported."""
+    """Name of the file without ending, a valid identifier."""
     return re.sub(r"\W", "_", model_id.lower())
 
 
 def is_plain(record: ModelConfig) -> bool:
-    """Whether `timm.create_model` alone makes this network: no surgery for small images, no swap, no plugin's model."""
+    """Whether `timm.create_model` alone builds this network: no small-image stem, no swapped activation, no plugin."""
     return not (record.stem or record.activation or record.registered_by)
 
 
@@ -113,14 +113,14 @@ def write_model_file(folder: Path, model: PixelModel, board: Board, model_id: st
     """Writes the file.
 
     Args:
-        folder: that holds `model_id.pt` too.
-        model: whose record is followed.
-        board: its data set and threat are in the registered name.
-        model_id: as RobustBench has it.
-        architecture: in words, for the file's head.
+        folder: folder of the submission, with `model_id.pt`.
+        model: network to build.
+        board: board whose data set and threat are part of the registered name.
+        model_id: id on the board.
+        architecture: description, for the module docstring.
 
     Raises:
-        UserError: a network that no file can make again.
+        UserError: a network that no file can rebuild.
     """
     from timm_robust.utils.files import write_text
 
@@ -169,7 +169,7 @@ def write_model_file(folder: Path, model: PixelModel, board: Board, model_id: st
 
 
 def build_from(path: Path, timm_name: str) -> nn.Module:
-    """The network that a model file makes, with its weights; the file is run without registering anything."""
+    """The network that a model file builds, with its weights; registers nothing with timm."""
     import timm.models
 
     registers = timm.models.register_model
@@ -183,7 +183,7 @@ def build_from(path: Path, timm_name: str) -> nn.Module:
 
 
 def check_model_file(path: Path, model: PixelModel, timm_name: str) -> None:
-    """Raises unless the written file and weights give exactly the checkpoint's logits.
+    """Requires that the written file and weights give exactly the checkpoint's logits.
 
     Raises:
         UserError: they do not.
@@ -212,12 +212,12 @@ def _needs(record: ModelConfig) -> str:
         "its first layers were fitted to small images" if record.stem else "",
         f"timm knows it from {record.registered_by}" if record.registered_by else "",
     ]
-    told = "".join(f"- {reason}\n" for reason in reasons if reason)
-    return f"It needs timm-robust beside torch and timm, to make the network again from RECORD:\n\n{told}"
+    listed = "".join(f"- {reason}\n" for reason in reasons if reason)
+    return f"It needs timm-robust beside torch and timm, to rebuild the network from RECORD:\n\n{listed}"
 
 
 def _pick(model: PixelModel) -> str:
-    """What is taken of several outputs, such as auxiliary heads."""
+    """Index of the logits among several outputs, such as those of auxiliary heads."""
     import torch
 
     record = model.config

@@ -1,8 +1,8 @@
-"""The released `robustbench` package as it is (1.1.1), made importable.
+"""Import of the released `robustbench` package (1.1.1), unmodified.
 
-What is in its way: it imports `autoattack`, which is on no package index, and `pkg_resources`, which setuptools lost;
-some of its files use timm's old module names; and the wheel of torchattacks carries an older copy of it under the same
-name. All of that is dealt with here, and what is put into `sys.modules` is there only while robustbench is imported.
+It imports `autoattack`, which is on no package index, and `pkg_resources`, which setuptools has dropped; some of its
+files use timm's old module names; and the wheel of torchattacks carries an older copy of it under the same name. This
+module works around all of that; its stand-ins are in `sys.modules` only while robustbench is imported.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ OLD_TIMM_NAMES = {
     "timm.models.helpers": "timm.models",
     "timm.models.layers": "timm.layers",
 }
-"""Modules of timm that robustbench imports, and where their content is since timm 0.9."""
+"""Modules of timm that robustbench imports, and their names since timm 0.9."""
 
 
 def find_package() -> Path:
-    """The folder of the real `robustbench`; nothing is imported.
+    """Folder of the released `robustbench`; imports nothing.
 
     Raises:
         UserError: it is not installed, or only the older copy that torchattacks carries.

@@ -1,4 +1,4 @@
-"""The JSON record of a model on a RobustBench board, `model_info/DATASET/THREAT/ID.json`: what it may hold.
+"""Format of the JSON record of a model on a RobustBench board, `model_info/DATASET/THREAT/ID.json`.
 
 The rules are those of the 236 published records (robustbench/model_info, March 2025) and of the code that reads them
 (robustbench.utils.ModelInfo, leaderboard/template.py). Torch-free.
@@ -20,11 +20,11 @@ class Board:
     """A leaderboard.
 
     Attributes:
-        dataset: as RobustBench spells it, in paths and in the record.
+        dataset: name in RobustBench's spelling, in paths and in the record.
         threat: "Linf" or "L2".
-        eps_text: the radius, as records write it; `eps` is the same number, in units of the [0, 1] pixel range.
-        n_examples: images that a result is measured on.
-        num_classes: of the data set.
+        eps_text: radius as records write it; `eps` is the same number, in units of the [0, 1] pixel range.
+        n_examples: number of images that a result is measured on.
+        num_classes: number of classes of the data set.
     """
 
     dataset: str
@@ -50,9 +50,9 @@ BOARDS = {
         Board("imagenet", "Linf", "4/255", 5_000, 1000),
     )
 }
-"""The boards of norm balls; those of common corruptions take no AutoAttack."""
+"""Boards of norm balls; those of common corruptions do not use AutoAttack."""
 
-ID_RULE = "<Name><Year><FirstWordOfTitle>, then _ARCH where there are several, such as Wang2023Better_WRN-28-10"
+ID_RULE = "<Name><Year><FirstWordOfTitle>, then _ARCH if there are several, such as Wang2023Better_WRN-28-10"
 _ID = re.compile(r"[A-Z][A-Za-z-]*\d{4}[A-Z][A-Za-z0-9-]*(_[A-Za-z0-9_-]+)?")
 
 TEXT, NUMBER, YES_NO, COUNT = "text", "number as text", "true or false", "whole number"
@@ -69,7 +69,7 @@ FIELDS: dict[str, tuple[str, bool]] = {
     "clean_acc": (NUMBER, False),
     "reported": (NUMBER, True),
 }
-"""What every record holds: kind, and whether it may be empty (`eps` on the corruption boards, `reported` anywhere)."""
+"""Required fields: kind, and whether they may be empty (`eps` on the corruption boards, `reported` anywhere)."""
 
 OPTIONAL_FIELDS: dict[str, tuple[str, bool]] = {
     "autoattack_acc": (NUMBER, False),
@@ -81,11 +81,11 @@ OPTIONAL_FIELDS: dict[str, tuple[str, bool]] = {
     "corruptions_acc_3d": (NUMBER, False),
     "corruptions_mce_3d": (NUMBER, False),
 }
-"""What some records hold beside."""
+"""Optional fields."""
 
 
 def find_board(dataset: str, threat: str) -> Board:
-    """The board of a data set and a threat model, spelt with or without capitals and hyphens.
+    """The board of a data set and a threat model, in any spelling of capitals and hyphens.
 
     Raises:
         UserError: RobustBench has no such board.
@@ -112,22 +112,22 @@ def check_id(model_id: str) -> str:
 
 
 def timm_name_for(model_id: str, dataset: str, threat: str) -> str:
-    """The timm model that `robustbench.load_model(model_id, dataset, threat)` asks for first."""
+    """Name of the timm model that `robustbench.load_model(model_id, dataset, threat)` tries first."""
     return f"{model_id.lower().replace('-', '_')}_{dataset.lower()}_{threat.lower()}"
 
 
 def percent(share: float) -> str:
-    """A share in [0, 1] as the boards write it: percent with two decimals, without the sign."""
+    """A share in [0, 1] in the boards' format: percent with two decimals, without the sign."""
     return f"{100 * share:.2f}"
 
 
 def problems(record: Mapping[str, Any], dataset: str, threat: str) -> list[str]:
-    """What is wrong with a record, a sentence each; empty where nothing is.
+    """Mistakes in a record, a sentence each.
 
     Args:
-        record: the content of the JSON file.
-        dataset: the folder it is for, such as "cifar10".
-        threat: likewise: "Linf", "L2" or "corruptions".
+        record: content of the JSON file.
+        dataset: folder that it is for, such as "cifar10".
+        threat: folder that it is for: "Linf", "L2" or "corruptions".
     """
     found = []
     known = FIELDS | OPTIONAL_FIELDS

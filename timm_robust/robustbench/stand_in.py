@@ -1,6 +1,6 @@
-"""`autoattack`, which is on no package index, as RobustBench calls it: on top of `pyautoattack`.
+"""The authors' `autoattack`, which is on no package index, emulated for RobustBench with `pyautoattack`.
 
-The released package takes other arguments, returns other things, and hides its log. Torch-free at import.
+The released package takes other arguments, returns other values, and hides its log. Torch-free at import.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def stand_in() -> dict[str, ModuleType]:
     from pyautoattack.state import EvaluationState as Base
 
     class EvaluationState(Base):  # type: ignore[misc]
-        """Its flags as numbers, because `benchmark` takes their mean, which torch refuses for bool."""
+        """Flags as numbers, because `benchmark` takes their mean, which torch refuses for bool."""
 
         @property
         def robust_flags(self) -> Any:
@@ -105,7 +105,7 @@ class AutoAttack:
 
 @contextlib.contextmanager
 def _lines(shown: bool, path: str | Path | None) -> Iterator[None]:
-    """pyautoattack's log lines, which it hides, to the terminal and to a file, as the authors' package has them."""
+    """Sends pyautoattack's log lines, which it hides, to the terminal and to a file, as the authors' package does."""
     logger = logging.getLogger("auto-attack")
     level, spread = logger.level, logger.propagate
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)] if shown else []

@@ -1,4 +1,4 @@
-"""The words of a submission: the issue, the log, and the folder's own page. Torch-free."""
+"""Texts of a submission: issue, log and README. Torch-free."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ Where the released RobustBench cannot be imported, `with timm_robust.robustbench
 ## Measure it again
 
     timm-robust evaluate {checkpoint} --data {data} --norm {board.threat} --eps {board.eps_text} --attack autoattack \\
-        --n-examples {n} --batch-size {batch_size} --seed {seed} --json evaluation.json
+        --examples {n} --batch-size {batch_size} --seed {seed} --json evaluation.json
 
 {implementation}; {versions}; {hardware}. AutoAttack's verdicts depend on seed and batch size.
 """
@@ -101,7 +101,7 @@ def issue_text(
 
 
 def log_text(evaluation: Mapping[str, Any]) -> str:
-    """The lines that AutoAttack logs for a whole data set; those of each batch are not in the record."""
+    """Lines that AutoAttack logs for a whole data set; the record has none of those of single batches."""
     entry = evaluation["attacks"]["autoattack"]
     after, seconds = entry.get("after", {}), entry.get("seconds_by_attack", {})
     lines = [f"using standard version including {', '.join(after)}."]
@@ -128,7 +128,7 @@ def readme_text(
     draft: bool,
     plain: bool,
 ) -> str:
-    """The folder's page: what lies there, how to load it, how to measure it again, what is left to do."""
+    """README of the folder: its files, how to load and how to evaluate the network, and what is left to do."""
     entry = evaluation["attacks"]["autoattack"]
     text = README.format(
         board=board,

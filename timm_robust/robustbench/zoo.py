@@ -1,4 +1,4 @@
-"""RobustBench's model zoo: what is in it, and its networks as modules here, from files that are already there.
+"""RobustBench's model zoo: its list, and its networks as modules.
 
 Names, architectures and links are those of the installed `robustbench`. Torch-free at import.
 """
@@ -27,11 +27,11 @@ class ZooEntry:
     """A network of the zoo.
 
     Attributes:
-        name: its model id.
-        dataset, threat: of the board.
-        files: where its weights belong, several for an ensemble.
-        links: where they come from, one for each file.
-        here: whether all of them are there.
+        name: model id.
+        dataset, threat: name of the board.
+        files: files of the weights, several for an ensemble.
+        links: address of each file.
+        here: whether all files exist.
     """
 
     name: str
@@ -46,12 +46,12 @@ class ZooEntry:
 
 
 def list_zoo(dataset: str = "cifar10", threat: str = "Linf", folder: str | Path = "models") -> list[ZooEntry]:
-    """The networks of a board, in RobustBench's order.
+    """Networks of a board, in RobustBench's order.
 
     Args:
         dataset: cifar10, cifar100 or imagenet.
         threat: Linf, L2 or corruptions.
-        folder: where weights are looked for, as FOLDER/DATASET/THREAT/NAME.pt.
+        folder: folder of the weights, as FOLDER/DATASET/THREAT/NAME.pt.
 
     Raises:
         UserError: no such board, or RobustBench is not installed.
@@ -72,12 +72,12 @@ def load_zoo(
     """A network of the zoo with its weights, in eval mode, images in [0, 1] to logits; `timm_robust.evaluate` takes it.
 
     Args:
-        name: model id, as `list_zoo` has it.
+        name: model id, as in `list_zoo`.
         dataset, threat, folder: as in `list_zoo`.
-        download: fetch what is not there.
+        download: allow missing weights to be downloaded.
 
     Raises:
-        UserError: an unknown name; weights that are not there, cannot be fetched or cannot be read.
+        UserError: an unknown name; weights that are missing, cannot be downloaded or cannot be read.
     """
     with released() as package:
         dataset, threat, models = _models(package, dataset, threat)
@@ -99,7 +99,7 @@ def load_zoo(
 
 
 def _explained(name: str, entry: ZooEntry, fetched: list[Path], error: Exception) -> UserError:
-    """What went wrong while a network was loaded, in one sentence; what a broken download left is removed."""
+    """Explains why a network could not be loaded, and removes what a broken download left."""
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     absent = [file for file in fetched if not file.is_file()]
     if absent:
@@ -122,7 +122,7 @@ def _explained(name: str, entry: ZooEntry, fetched: list[Path], error: Exception
 
 
 def _models(package: ModuleType, dataset: str, threat: str) -> tuple[str, str, dict[str, Any]]:
-    """Names as RobustBench spells them, and its entries."""
+    """Names in RobustBench's spelling, and its entries."""
     boards = {key.value: threats for key, threats in package.model_zoo.model_dicts.items()}
     spelt = {name.replace("_", ""): name for name in boards}
     found = spelt.get(dataset.lower().replace("-", "").replace("_", ""))
@@ -148,7 +148,7 @@ def _entry(name: str, dataset: str, threat: str, folder: Path, entry: dict[str, 
 
 
 def _of_timm(name: str, base: Path) -> tuple[list[str], list[str]]:
-    """Of networks that RobustBench registers with timm: the file in torch's cache, and its address."""
+    """File in torch's cache, and its address, of a network that RobustBench registers with timm."""
     import timm
     import torch
 

@@ -1,4 +1,4 @@
-"""Which versions and which hardware a record was made with. Torch-free until asked for the hardware."""
+"""Versions and hardware that a record was made with. Torch-free until the hardware is asked for."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RECORDED = (
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that numbers depend on, where installed."""
+    """Versions of Python and of the installed packages that numbers depend on."""
     found = {"python": platform.python_version()}
     for name in RECORDED:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -31,8 +31,8 @@ def versions() -> dict[str, str]:
 
 
 def hardware() -> str:
-    """One line: the GPU and its count, or the processor and its cores."""
-    import torch
+    """One line: number and name of the GPUs, or the processor and its cores."""
+    import torch  # listings do without
 
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"

@@ -1,4 +1,4 @@
-"""Files that hold what was measured: the place is asked for before hours are spent, and a full disk loses nothing."""
+"""Result files, written atomically. Paths are validated up front; a failed write never discards a finished result."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 def require_place(path: str | Path | None, what: str = "record") -> None:
-    """Refuses a file in a folder that is not there, and a folder in place of a file.
+    """Refuses a file in a folder that does not exist, and a folder in place of a file.
 
     Args:
         path: None for no file.
-        what: it is, for the sentence.
+        what: kind of file, for the error message.
 
     Raises:
         UserError: either of them.
@@ -35,15 +35,13 @@ def require_place(path: str | Path | None, what: str = "record") -> None:
 
 
 def kept_in(checkpoint: str, name: str) -> Path | None:
-    """A file in a checkpoint's folder, for what an unfinished measurement keeps; None where there can be none."""
+    """File `name` in a checkpoint's folder, for unfinished results; None if that is no folder or cannot be written."""
     folder = Path(checkpoint)
     return folder / name if folder.is_dir() and os.access(folder, os.W_OK) else None
 
 
 def write_result(path: str | Path, content: dict[str, Any], display: Display) -> bool:
-    """Writes a record as JSON, and says whether it did: a full disk is a warning, the result is still returned."""
-    from timm_robust.utils.files import write_json
-
+    """Writes a record as JSON; a full disk is a warning and returns False, so that the caller keeps its result."""
     try:
         write_json(Path(path), content)
     except OSError as error:
@@ -53,7 +51,7 @@ def write_result(path: str | Path, content: dict[str, Any], display: Display) ->
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Writes beside `path` and renames, so that a kill or a full disk never leaves half a file under that name."""
+    """Writes a temporary file next to `path` and renames it: a kill or a full disk never leaves half a file there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)

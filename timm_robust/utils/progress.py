@@ -1,28 +1,39 @@
-"""What a run shows: a bar over the batches with the last accuracies, and one lasting line per epoch. Torch-free."""
+"""Progress on the terminal: a bar over the steps, and lasting lines such as one per epoch. Torch-free."""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator, Sized
+from typing import Any, Protocol, TypeVar
 
+from rich import progress as rich_progress
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+
+Part = TypeVar("Part", bound=Sized)
 
 
-class Measuring(Protocol):
-    """Told the name of what runs, how much of it is done, the total, and what is known so far."""
+class Progress(Protocol):
+    """Callback of everything that takes long: name of what runs, amount done so far, total, intermediate result."""
 
     def __call__(self, name: str, done: float, total: float, status: str = "") -> None: ...
+
+
+def tracked(parts: Iterable[Part], progress: Progress | None, name: str, total: int, done: int = 0) -> Iterator[Part]:
+    """Yields `parts`, and reports after each how many items are done.
+
+    Args:
+        parts: batches, for example.
+        progress: None reports nothing.
+        name: of what runs.
+        total: number of items in all parts.
+        done: number of items that were done before.
+    """
+    for part in parts:
+        yield part
+        done += len(part)
+        if progress:
+            progress(name, done, total)
 
 
 class Display:
@@ -33,33 +44,35 @@ class Display:
     """
 
     interval = 0.2
-    """Seconds between updates of the bar: reading the loss waits for the device."""
+    """Seconds between updates of the bar: reading the loss synchronises with the device."""
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
         self.console = Console(stderr=True, highlight=False)
-        self._progress: Progress | None = None
+        self._progress: rich_progress.Progress | None = None
         self._task: Any = None
         self._updated = 0.0
         self.status = ""
 
     @contextlib.contextmanager
     def bar(self, title: str, total: int, *, share: bool = False) -> Iterator[None]:
-        """A bar of `total` steps that disappears when done; without a terminal nothing is drawn.
+        """A bar that disappears when done; without a terminal nothing is drawn.
 
         Args:
-            share: show the share done instead of the number of steps.
+            title: name of what runs.
+            total: number of steps.
+            share: show percent instead of the number of steps.
         """
         if self.quiet or not self.console.is_terminal:
             yield
             return
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=28),
-            TaskProgressColumn() if share else MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[status]}"),
+        self._progress = rich_progress.Progress(
+            rich_progress.TextColumn("{task.description}"),
+            rich_progress.BarColumn(bar_width=28),
+            rich_progress.TaskProgressColumn() if share else rich_progress.MofNCompleteColumn(),
+            rich_progress.TimeElapsedColumn(),
+            rich_progress.TimeRemainingColumn(),
+            rich_progress.TextColumn("{task.fields[status]}"),
             console=self.console,
             transient=True,
         )
@@ -71,14 +84,18 @@ class Display:
             self._progress = None
 
     @contextlib.contextmanager
-    def reading(self) -> Iterator[Callable[[int, int], None]]:
-        """A bar for decoding; yields what is told how many images are done, and of how many."""
-        with self.bar("reading images", 1):
-            yield lambda done, total: self.advance(done, total=total) if self.due() else None
+    def reading(self, title: str = "reading images") -> Iterator[Progress]:
+        """A bar that counts many small steps; it is redrawn a few times per second."""
+        with self.bar(title, 1):
+            yield (
+                lambda name, done, total, status="": (
+                    self.advance(done, title=name, total=total, status=status) if self.due() else None
+                )
+            )
 
     @contextlib.contextmanager
-    def measuring(self) -> Iterator[Measuring]:
-        """A bar for attacks; yields what is told the name of what runs, how much is done, of how much, and a status."""
+    def measuring(self) -> Iterator[Progress]:
+        """A bar for attacks, in percent."""
         with self.bar("measuring", 1, share=True):
             yield lambda name, done, total, status="": self.advance(done, title=name, total=total, status=status)
 

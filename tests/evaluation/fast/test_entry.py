@@ -12,7 +12,7 @@ import pytest
 import timm_robust
 from timm_robust.errors import UserError
 from timm_robust.evaluation.fast import apgd, fab, square
-from timm_robust.utils import distributed as processes
+from timm_robust.utils import distributed
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def short(monkeypatch):
 
 
 def run(checkpoint, **settings):
-    defaults = {"attacks": ["autoattack"], "n_examples": 20, "eps": "12/255", "fast": True, "quiet": True}
+    defaults = {"attacks": ["autoattack"], "examples": 20, "eps": "12/255", "fast": True, "quiet": True}
     return timm_robust.evaluate(checkpoint, **{**defaults, **settings})
 
 
@@ -108,6 +108,6 @@ def test_mistakes(checkpoint, settings, sentence):
 
 
 def test_the_reference_is_not_measured_twice_over(checkpoint, monkeypatch):
-    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
     with pytest.raises(UserError, match="2 processes would all measure the same"):
         run(checkpoint, fast=False)

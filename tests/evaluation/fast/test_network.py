@@ -12,6 +12,7 @@ from torch import nn
 
 from timm_robust.evaluation.fast import run_fast
 from timm_robust.evaluation.fast.network import Network
+from timm_robust.evaluation.inputs import EvalInputs
 from timm_robust.models.stem import CentreConv2d
 from timm_robust.threat import Threat
 
@@ -130,8 +131,8 @@ def test_a_model_that_views_its_feature_maps(digits, short):
         targets = model(images).argmax(1)
     assert Network(model, images).memory_format is torch.contiguous_format
     for threat in (LINF, L2):
-        result = run_fast(model, images, targets, threat, version="plus")
-        assert result.fell_to.min() >= -1 and len(result.after) == 6
+        result = run_fast(EvalInputs(model, images, targets, threat), "plus")
+        assert result.broken_by.min() >= -1 and len(result.after) == 6
 
 
 def test_others_run_in_channels_last(net, digits):
@@ -152,4 +153,4 @@ class Half(nn.Module):
 def test_images_keep_float32_whatever_the_weights_have(digits, short):
     model, images = Half().eval(), digits[0][:4].float()
     assert Network(model, images).layout(images).dtype == torch.float32
-    run_fast(model, images, digits[1][:4], LINF)
+    run_fast(EvalInputs(model, images, digits[1][:4], LINF))

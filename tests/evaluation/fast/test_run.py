@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,12 +13,16 @@ from pyautoattack import AutoAttack
 from torch import nn
 
 from timm_robust.errors import UserError
-from timm_robust.evaluation import autoattack
-from timm_robust.evaluation.fast import apgd, network, run, run_fast, square
+from timm_robust.evaluation.autoattack import VERSIONS
+from timm_robust.evaluation.fast import apgd, run, run_fast, square
 from timm_robust.evaluation.fast.network import Network
+from timm_robust.evaluation.inputs import EvalInputs
+from timm_robust.evaluation.settings import PRECISIONS, EvalSettings, FastMode
+from timm_robust.evaluation.state import Slot
 from timm_robust.threat import Threat
 
 LINF, L2 = Threat("Linf", 1 / 32, "1/32"), Threat("L2", 0.25, "0.25")
+BF16 = EvalSettings(fast=FastMode("bf16"))
 
 
 # the crafting copy
@@ -37,7 +42,7 @@ def test_square_has_no_small_last_batch_on_a_cpu(images, lanes, problem):
 def test_robust_accuracy_is_the_references(net, digits, threat, double, monkeypatch):
     """Three targets and few queries, so that it takes seconds."""
     monkeypatch.setattr(square, "QUERIES", 100)
-    monkeypatch.setattr(autoattack, "attacks_for", lambda classes, version: (autoattack.VERSIONS[version], 3))
+    monkeypatch.setattr(run, "attacks_for", lambda classes, version: (VERSIONS[version], 3))
     images, targets = digits[0][:40], digits[1][:40]
     reference = AutoAttack(net, eps=threat.eps, norm=threat.norm, seed=0)
     reference.square.n_queries = 100
@@ -47,7 +52,7 @@ def test_robust_accuracy_is_the_references(net, digits, threat, double, monkeypa
     with torch.no_grad():
         expected = net(adversarial).argmax(1) == targets
         clean = net(images).argmax(1) == targets
-        result = run_fast(net, images, targets, threat)
+        result = run_fast(EvalInputs(net, images, targets, threat))
         fell = net(result.adversarial).argmax(1) != targets
     assert 5 <= expected.sum() <= clean.sum() - 5  # a verdict that could have been otherwise
     assert (result.robust != expected).sum() <= 1
@@ -59,33 +64,34 @@ def test_robust_accuracy_is_the_references(net, digits, threat, double, monkeypa
     assert result.after["square"] == result.robust.float().mean().item()
     shares = [clean.float().mean().item(), *result.after.values()]
     assert shares == sorted(shares, reverse=True)
-    assert torch.equal(result.fell_to == 0, ~clean)
+    assert torch.equal(result.broken_by == 0, ~clean)
 
 
 def test_plus_runs_the_six_attacks(net, digits, short):
-    result = run_fast(net, digits[0][:12], digits[1][:12], LINF, version="plus")
+    result = run_fast(EvalInputs(net, digits[0][:12], digits[1][:12], LINF), "plus")
     assert list(result.after) == ["apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"]
 
 
 def test_batch_size_and_shards_do_not_matter(net, digits, short):
     images, targets = digits[0][:40], digits[1][:40]
-    whole = run_fast(net, images, targets, LINF, batch_size=64)
-    small = run_fast(net, images, targets, LINF, batch_size=5)
-    assert torch.equal(whole.fell_to, small.fell_to)
-    assert len(set(whole.fell_to.tolist())) > 2
+    inputs = EvalInputs(net, images, targets, LINF)
+    whole = run_fast(inputs, settings=EvalSettings(batch_size=64))
+    small = run_fast(inputs, settings=EvalSettings(batch_size=5))
+    assert torch.equal(whole.broken_by, small.broken_by)
+    assert len(set(whole.broken_by.tolist())) > 2
     for rows in (torch.arange(0, 40, 2), torch.arange(1, 40, 2)):
-        shard = run_fast(net, images[rows], targets[rows], LINF, indices=rows)
-        assert torch.equal(shard.fell_to, whole.fell_to[rows])
-    other = run_fast(net, images, targets, LINF, seed=1)
+        shard = run_fast(inputs.subset(rows))
+        assert torch.equal(shard.broken_by, whole.broken_by[rows])
+    other = run_fast(inputs, settings=EvalSettings(seed=1))
     differs = (other.adversarial - whole.adversarial).flatten(1).abs().amax(1) > 0
-    assert torch.equal(differs, whole.fell_to > 0)
+    assert torch.equal(differs, whole.broken_by > 0)
 
 
 def test_a_killed_run_goes_on_to_the_same_verdicts(net, digits, short, monkeypatch):
     monkeypatch.setattr(run, "SECONDS_BETWEEN_SAVES", 0)
-    images, targets = digits[0][:20], digits[1][:20]
+    inputs, settings = EvalInputs(net, digits[0][:20], digits[1][:20], LINF), EvalSettings(batch_size=8)
     saves = []
-    whole = run_fast(net, images, targets, LINF, batch_size=8, save=saves.append)
+    whole = run_fast(inputs, settings=settings, slot=Slot(write=saves.append))
     assert len(saves) > 100
 
     class Killed(Exception):
@@ -100,11 +106,11 @@ def test_a_killed_run_goes_on_to_the_same_verdicts(net, digits, short, monkeypat
                 raise Killed
 
         with pytest.raises(Killed):
-            run_fast(net, images, targets, LINF, batch_size=8, save=save)
-        again = run_fast(net, images, targets, LINF, batch_size=8, resume=kept)
-        assert torch.equal(again.fell_to, whole.fell_to) and again.after == whole.after
+            run_fast(inputs, settings=settings, slot=Slot(write=save))
+        again = run_fast(inputs, settings=settings, slot=Slot(kept))
+        assert torch.equal(again.broken_by, whole.broken_by) and again.after == whole.after
     with pytest.raises(UserError, match="20 images, expected 10"):
-        run_fast(net, images[:10], targets[:10], LINF, resume=saves[-1])
+        run_fast(inputs.subset(slice(10)), slot=Slot(saves[-1]))
 
 
 class Unlike(nn.Linear):
@@ -117,26 +123,27 @@ class Unlike(nn.Linear):
 def test_a_copy_that_computes_something_else_is_refused():
     model = nn.Sequential(nn.Flatten(), Unlike(12, 5)).eval()
     with pytest.raises(UserError, match="that of Sequential gives other logits: use the reference mode"):
-        run_fast(model, torch.rand(4, 3, 2, 2), torch.zeros(4, dtype=torch.long), LINF)
+        run_fast(EvalInputs(model, torch.rand(4, 3, 2, 2), torch.zeros(4, dtype=torch.long), LINF))
 
 
 def test_nothing_of_the_process_changes(small_model, few_digits, short):
     images, targets = (part[:10] for part in few_digits[1])
     small_model.eval()
     before, state = copy.deepcopy(small_model.state_dict()), torch.get_rng_state()
-    run_fast(small_model, images, targets, LINF, precision="bf16")
+    run_fast(EvalInputs(small_model, images, targets, LINF), settings=BF16)
     assert torch.equal(torch.get_rng_state(), state) and torch.is_grad_enabled()
     assert all(torch.equal(before[name], value) for name, value in small_model.state_dict().items())
     assert all(p.requires_grad and p.grad is None for p in small_model.parameters())
 
 
-def test_progress_counts_jobs(net, digits, short):
+def test_progress_counts_forward_passes(net, digits, short):
     told = []
-    run_fast(net, digits[0][:10], digits[1][:10], LINF, on_progress=lambda *a: told.append(a))
-    for _, done, of, standing in told:
-        assert 0 <= done <= of and 0 <= standing <= 1
-    last = {attack: (done, of) for attack, done, of, _ in told}
-    assert all(done == of for done, of in last.values()) and last["apgd-t"][1] % 9 == 0
+    result = run_fast(EvalInputs(net, digits[0][:10], digits[1][:10], LINF), progress=lambda *a: told.append(a))
+    assert all(0 <= done <= of and status.startswith("robust so far ") for _, done, of, status in told)
+    assert [done for _, done, _, _ in told] == sorted(done for _, done, _, _ in told), "it counts on"
+    assert list(dict.fromkeys(name for name, *_ in told)) == [f"autoattack {name}" for name in result.after]
+    _, done, of, status = told[-1]
+    assert done == of and status == f"robust so far {result.after['square']:.1%}"
 
 
 class Coarse(Network):
@@ -153,14 +160,13 @@ class Coarse(Network):
 def test_what_comes_close_in_bf16_runs_once_more_in_float32(net, digits, short, monkeypatch):
     images, targets = digits
     threat = Threat("Linf", 0.06, "0.06")
-    exact = run_fast(net, images, targets, threat, skip=("fab-t", "square"))
+    inputs, skip = EvalInputs(net, images, targets, threat), ("fab-t", "square")
+    exact = run_fast(inputs, skip=skip)
     monkeypatch.setattr(run, "Network", Coarse)
     saves = []
-    coarse = run_fast(
-        net, images, targets, threat, precision="bf16", skip=("fab-t", "square"), save=lambda s: saves.append(s)
-    )
+    coarse = run_fast(inputs, settings=BF16, skip=skip, slot=Slot(write=saves.append))
     monkeypatch.setattr(apgd, "CLOSE", -math.inf)  # nothing is close
-    missed = run_fast(net, images, targets, threat, precision="bf16", skip=("fab-t", "square"))
+    missed = run_fast(inputs, settings=BF16, skip=skip)
     assert exact.robust.sum() <= coarse.robust.sum() < missed.robust.sum()
     assert not (saves[-1]["close"] & coarse.robust[:, None]).any()
 
@@ -169,31 +175,31 @@ def test_what_was_close_is_kept_by_a_state(net, digits, short, monkeypatch):
     monkeypatch.setattr(run, "Network", Coarse)
     monkeypatch.setattr(run, "SECONDS_BETWEEN_SAVES", 0)
     images, targets = digits
-    settings = {"threat": Threat("Linf", 0.06, "0.06"), "precision": "bf16", "skip": ("apgd-ce", "fab-t", "square")}
-    saves = []
-    whole = run_fast(net, images, targets, **settings, batch_size=8, save=lambda s: saves.append(copy.deepcopy(s)))
+    inputs, skip = EvalInputs(net, images, targets, Threat("Linf", 0.06, "0.06")), ("apgd-ce", "fab-t", "square")
+    saves, slow = [], replace(BF16, batch_size=8)
+    whole = run_fast(inputs, settings=slow, skip=skip, slot=Slot(write=lambda s: saves.append(copy.deepcopy(s))))
     between = [s for s in saves if s["attack"] == "apgd-t" and s["close"].any()]
-    assert any(s["ended"][s["fell_to"] < 0].all() for s in between), "killed in the second pass"
+    assert any(s["ended"][s["broken_by"] < 0].all() for s in between), "killed in the second pass"
     for state in between[:: max(len(between) // 5, 1)]:
-        assert torch.equal(run_fast(net, images, targets, **settings, resume=state).robust, whole.robust)
+        assert torch.equal(run_fast(inputs, settings=BF16, skip=skip, slot=Slot(state)).robust, whole.robust)
 
 
 def test_a_process_without_images_has_nothing_to_say(net, digits, short):
-    images, targets = digits
-    result = run_fast(net, images[:0], targets[:0], LINF)
-    assert len(result.robust) == len(result.fell_to) == 0 and list(result.after)[-1] == "square"
+    result = run_fast(EvalInputs(net, *digits, LINF).subset(slice(0)))
+    assert len(result.robust) == len(result.broken_by) == 0 and list(result.after)[-1] == "square"
 
 
 def test_what_it_cannot_do_is_refused(net, digits):
     images, targets = digits[0][:2], digits[1][:2]
-    for change, words in (
-        ({"threat": Threat("L1", 12.0, "12")}, "not L1: use the reference mode"),
-        ({"version": "rand"}, "no version rand"),
-        ({"version": "standart"}, "unknown AutoAttack version"),
-        ({"precision": "fp8"}, "unknown precision"),
+    for threat, version, words in (
+        (Threat("L1", 12.0, "12"), "standard", "not L1: use the reference mode"),
+        (LINF, "rand", "no version rand"),
+        (LINF, "standart", "unknown AutoAttack version"),
     ):
         with pytest.raises(UserError, match=words):
-            run_fast(net, images, targets, **{"threat": LINF, **change})
+            run_fast(EvalInputs(net, images, targets, threat), version)
+    with pytest.raises(UserError, match="unknown precision"):
+        FastMode("fp8")
     with pytest.raises(UserError, match="train mode"):
-        run_fast(copy.deepcopy(net).train(), images, targets, LINF)
-    assert network.PRECISIONS == ("fp32", "bf16")
+        EvalInputs(copy.deepcopy(net).train(), images, targets, LINF)
+    assert PRECISIONS == ("fp32", "bf16")

@@ -13,6 +13,7 @@ from timm_robust.attacks.steps import project
 from timm_robust.evaluation.fast import run_fast
 from timm_robust.evaluation.fast.network import Network
 from timm_robust.evaluation.fast.verdict import Judge, allowed
+from timm_robust.evaluation.inputs import EvalInputs
 from timm_robust.threat import Threat
 
 LINF, L2 = Threat("Linf", 1 / 32, "1/32"), Threat("L2", 0.25, "0.25")
@@ -26,7 +27,7 @@ def test_only_the_original_says_that_an_image_fell(net, digits, short, monkeypat
     images, targets = digits[0][:10], digits[1][:10]
     with torch.no_grad():
         clean = net(images).argmax(1) == targets
-    assert torch.equal(run_fast(net, images, targets, harmless).robust, clean)
+    assert torch.equal(run_fast(EvalInputs(net, images, targets, harmless)).robust, clean)
 
 
 NEW_NAMES = """

@@ -1,105 +1,77 @@
-"""The fast mode as an entry of an evaluation's record: settings, progress in plain values, several processes."""
+"""The fast mode as an entry of an evaluation's record: plain values on disk, images shared among processes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from timm_robust.errors import unknown
-from timm_robust.evaluation.fast.network import PRECISIONS
 from timm_robust.evaluation.fast.run import run_fast
-from timm_robust.threat import Threat
-from timm_robust.utils import distributed as processes
+from timm_robust.evaluation.inputs import EvalInputs
+from timm_robust.evaluation.settings import EvalSettings, FastMode
+from timm_robust.evaluation.state import Slot
+from timm_robust.utils import distributed
+from timm_robust.utils.progress import Progress
 
 JOBS = ("ended", "close")
-"""What a state has for each job, bool [N, jobs]."""
-
-
-@dataclass(frozen=True)
-class FastMode:
-    """How the fast mode crafts.
-
-    Attributes:
-        precision: "fp32" or "bf16"; verdicts are in float32 either way.
-        compile: compile full batches, which pays on a GPU.
-
-    Raises:
-        UserError: another precision.
-    """
-
-    precision: str = "fp32"
-    compile: bool = False
-
-    def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise unknown("precision of the fast mode", self.precision, PRECISIONS)
+"""Parts of a state with a value for each job, bool [N, jobs]."""
 
 
 def fast_entry(
-    mode: FastMode,
-    model: nn.Module,
-    images: Tensor,
-    targets: Tensor,
-    threat: Threat,
-    *,
-    version: str,
-    batch_size: int,
-    seed: int,
-    on_progress: Callable[[str, int, int, float], None] | None,
-    keep: Callable[[dict[str, Any]], None] | None,
-    progress: Mapping[str, Any],
+    inputs: EvalInputs, version: str, settings: EvalSettings, *, slot: Slot, progress: Progress | None
 ) -> dict[str, Any]:
-    """Runs it on this process's share of the images; the entry is of all images.
+    """Runs the fast mode on this process's share of the images; the entry is of all images.
 
     Args:
-        mode: how it crafts; the other settings are those of `run_fast`.
-        keep: given this process's progress as plain values.
-        progress: such values, of a run that was stopped; empty for none.
+        inputs: of the whole evaluation.
+        version: of AutoAttack.
+        settings: as for `run_fast`.
+        slot: unfinished state of this process, in plain values.
+        progress: as for `run_fast`.
     """
-    rows = processes.shard(len(images))
+    rows = distributed.shard(len(inputs))
     result = run_fast(
-        model,
-        images if processes.count() == 1 else images[rows],  # a copy of ImageNet's would be 3 GB
-        targets if processes.count() == 1 else targets[rows],
-        threat,
-        version=version,
-        batch_size=batch_size,
-        seed=seed,
-        precision=mode.precision,
-        compile=mode.compile,
-        indices=rows,
-        on_progress=on_progress,
-        save=None if keep is None else lambda state: keep(_plain(state)),
-        resume=_tensors(progress) if progress else None,
+        inputs if distributed.world_size() == 1 else inputs.subset(rows),  # a copy of ImageNet's would be 3 GB
+        version,
+        settings,
+        slot=_with_tensors(slot),
+        progress=progress,
     )
-    fell_to = processes.merged(result.fell_to)
+    mode = settings.fast or FastMode()
+    broken_by = distributed.gathered(result.broken_by)
     places = range(1, len(result.after) + 1)
-    after = [((fell_to < 0) | (fell_to > place)).double().mean().item() for place in places]
+    after = [((broken_by < 0) | (broken_by > place)).double().mean().item() for place in places]
     return {
         "implementation": "timm-robust fast mode",
         "mode": "fast",
         "version": version,
         "precision": mode.precision,
         "compile": mode.compile,
-        "batch_size": batch_size,
-        "processes": processes.count(),
+        "batch_size": settings.batch_size,
+        "processes": distributed.world_size(),
         "after": dict(zip(result.after, after, strict=True)),
         "seconds_by_attack": result.seconds,
-        "robust": (fell_to < 0).int().tolist(),
+        "robust": (broken_by < 0).int().tolist(),
     }
+
+
+def _with_tensors(slot: Slot) -> Slot:
+    """The slot as `run_fast` takes it: tensors where the given one has plain values."""
+    write = slot.write
+    return Slot(
+        _tensors(slot.content) if slot.content else {},
+        None if write is None else lambda state: write(_plain(state)),
+    )
 
 
 def _plain(state: Mapping[str, Any]) -> dict[str, Any]:
     marks = {name: ["".join("01"[mark] for mark in row) for row in state[name].int().tolist()] for name in JOBS}
-    return {**state, "fell_to": state["fell_to"].tolist(), **marks}
+    return {**state, "broken_by": state["broken_by"].tolist(), **marks}
 
 
 def _tensors(values: Mapping[str, Any]) -> dict[str, Any]:
     marks = {
         name: torch.tensor([[mark == "1" for mark in row] for row in values[name]], dtype=torch.bool) for name in JOBS
     }
-    return {**values, "fell_to": torch.tensor(values["fell_to"]), **marks}
+    return {**values, "broken_by": torch.tensor(values["broken_by"]), **marks}

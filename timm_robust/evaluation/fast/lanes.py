@@ -1,9 +1,9 @@
-"""Lanes: a batch that stays full while images fall and attacks on single images end.
+"""Lanes: a batch that stays full while images are broken and attacks on single images end.
 
-Each lane runs one job, an attack on one image with one target or restart. A lane whose job ended, or whose image fell
-in another lane, takes the next job of the queue; when the queue is empty the batch shrinks. The queue has the first
-target of all images, then the second, and so on: so few images fill a batch with several of their targets side by side,
-and an image that falls early costs no more than it must.
+Each lane runs one job, an attack on one image with one target or restart. A lane whose job ended, or whose image was
+broken in another lane, takes the next job of the queue; when the queue is empty the batch shrinks. The queue has the
+first target of all images, then the second, and so on: few images fill a batch with several of their targets side by
+side, and an image that is broken early costs no more than it must.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from timm_robust.threat import Threat
 
 @dataclass
 class Problem:
-    """What all attacks of a run share.
+    """Inputs that all attacks of a run share.
 
     Attributes:
-        network: the crafting copy.
+        network: crafting copy.
         images: [N, C, H, W] in [0, 1].
         targets: int64 [N].
-        numbers: int64 [N], what draws are keyed by: the number of each image in the whole data.
+        numbers: int64 [N], number of each image in the whole data set, by which draws are keyed.
         ranks: int64 [N, K], classes by the logits of the clean image, highest first.
         threat: Linf or L2.
         seed: of all draws.
@@ -42,7 +42,7 @@ class Problem:
     seed: int
 
     def lanes(self, rows: Tensor, jobs: Tensor) -> dict[str, Any]:
-        """What the state of every attack begins with."""
+        """Initial values that the states of all attacks share."""
         clean = self.network.layout(self.images[rows.to(self.images.device)])
         targets = self.targets[rows.to(self.targets.device)].to(clean.device)
         nothing = torch.zeros(len(rows), dtype=torch.bool, device=clean.device)
@@ -54,13 +54,13 @@ class State:
     """A batch of lanes: all tensors have the lanes as first axis.
 
     Attributes:
-        rows: which image, on the CPU.
-        jobs: which target or restart, on the CPU.
-        clean: the image.
-        targets: its label.
-        hit: whether `point` has been misclassified by the crafting copy since somebody looked.
+        rows: number of the image, on the CPU.
+        jobs: number of the target or restart, on the CPU.
+        clean: clean image.
+        targets: label.
+        hit: whether the crafting copy has misclassified `point` since the last look.
         done: whether the job is over.
-        point: where it was.
+        point: misclassified point.
     """
 
     rows: Tensor
@@ -72,7 +72,7 @@ class State:
     point: Tensor
 
     def catch(self, wrong: Tensor, points: Tensor) -> None:
-        """Notes the points of the lanes in `wrong`, unless they have one already."""
+        """Records the points of the lanes in `wrong`, unless they have one already."""
         if wrong.device.type == "cpu" and not wrong.any():
             return
         new = wrong & ~self.hit
@@ -112,17 +112,17 @@ def join(states: list[AnyState]) -> AnyState:
 
 
 class Queue:
-    """Jobs that nobody has begun; `ended` [N, jobs] says which are over, and images that fell need no more."""
+    """Jobs that have not started; `ended` [N, jobs] marks those that are over, and broken images need no more."""
 
-    def __init__(self, ended: Tensor, stands: Tensor) -> None:
-        self.ended, self.stands = ended, stands
-        open_jobs = (~ended & stands[:, None]).T.nonzero()  # by job, then by image
+    def __init__(self, ended: Tensor, still_correct: Tensor) -> None:
+        self.ended, self.still_correct = ended, still_correct
+        open_jobs = (~ended & still_correct[:, None]).T.nonzero()  # by job, then by image
         self.jobs, self.rows = open_jobs.unbind(1)
         self.at = 0
 
     def next(self, n: int) -> tuple[Tensor, Tensor]:
-        """Rows and jobs of at most `n` jobs whose images stand."""
-        rest = self.at + self.stands[self.rows[self.at :]].nonzero().squeeze(1)[:n]
+        """Rows and jobs of at most `n` jobs whose images are still correct."""
+        rest = self.at + self.still_correct[self.rows[self.at :]].nonzero().squeeze(1)[:n]
         self.at = int(rest[-1]) + 1 if len(rest) == n else len(self.rows)
         return self.rows[rest], self.jobs[rest]
 
@@ -137,16 +137,16 @@ def sweep(
     tick: Callable[[], None] | None = None,
     note: Callable[[Any, Tensor], None] | None = None,
 ) -> None:
-    """Runs all jobs of a queue; the queue's `stands` and `ended` hold the outcome.
+    """Runs all jobs of a queue; the queue's `still_correct` and `ended` hold the outcome.
 
     Args:
-        attack: what runs.
-        queue: its jobs.
-        confirm: told rows and points that the crafting copy misclassifies, says which images fell.
+        attack: attack to run.
+        queue: jobs of the attack.
+        confirm: takes rows and points that the crafting copy misclassifies, returns which images are broken.
         lanes: size of the batch.
-        look_every: steps between looks at what is hit or done; a look waits for a GPU.
+        look_every: steps between looks at what is hit or done; each look synchronises with a GPU.
         tick: called after each look.
-        note: told the state and which of its lanes, bool [B] on the CPU, are over, before those are forgotten.
+        note: called with the state and the lanes that are over, bool [B] on the CPU, before those are dropped.
     """
     state: Any = _more(attack, queue, None, lanes)
     steps = 0
@@ -157,14 +157,14 @@ def sweep(
             continue
         hit = state.hit.cpu().nonzero().squeeze(1)
         if len(hit):
-            fell = confirm(state.rows[hit], state.point[hit.to(state.point.device)])
-            queue.stands[state.rows[hit[fell]]] = False
+            broken = confirm(state.rows[hit], state.point[hit.to(state.point.device)])
+            queue.still_correct[state.rows[hit[broken]]] = False
             state.hit = torch.zeros_like(state.hit)  # those that were not confirmed go on
         done = state.done.cpu()
         if note and done.any():
             note(state, done)
         queue.ended[state.rows[done], state.jobs[done]] = True
-        stays = ~done & queue.stands[state.rows]
+        stays = ~done & queue.still_correct[state.rows]
         if not stays.all():
             state = _more(attack, queue, take(state, stays.nonzero().squeeze(1)), lanes)
         if tick:

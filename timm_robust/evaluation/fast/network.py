@@ -1,8 +1,8 @@
-"""The crafting copy of a model: same function, less work.
+"""Crafting copy of a model: same function, less work.
 
 BatchNorm in eval mode is a scale and a shift of each channel, so it folds into the convolution before it; the copy runs
-in channels_last where it can, its weights need no gradient, and it can run in bf16 or compiled. What it says decides
-nothing: the original has the last word on each adversarial image.
+in channels_last if possible, its weights need no gradient, and it can run in bf16 or compiled. It decides no verdict:
+the original model confirms each adversarial image.
 """
 
 from __future__ import annotations
@@ -17,32 +17,32 @@ from torch import Tensor, nn
 
 from timm_robust.errors import UserError, unknown
 from timm_robust.evaluation.fast.verdict import full_float32
+from timm_robust.evaluation.settings import PRECISIONS
 
-PRECISIONS = ("fp32", "bf16")
 TOLERANCE = 1e-4
 """Largest difference between the logits of copy and original, relative to the largest logit."""
 LAYOUTS = (torch.channels_last, torch.contiguous_format)
-"""What is tried in turn: a model that takes views of its feature maps fails in the first."""
+"""Memory formats to try in turn: a model that takes views of its feature maps fails in the first."""
 
 
 class Network:
     """Images to logits for crafting.
 
     Args:
-        model: in eval mode; it is copied, never altered.
-        sample: a few images [n, C, H, W] in [0, 1], to compare the copy with the original on.
-        precision: `fp32`, or `bf16` for the matrix work.
-        compile: compile full batches; smaller ones run as they are.
+        model: in eval mode; it is copied, never changed.
+        sample: a few images [n, C, H, W] in [0, 1], on which the copy is compared with the original.
+        precision: `fp32`, or `bf16` for convolutions and matrix products.
+        compile: compile full batches; smaller ones run uncompiled.
         full: size of a full batch.
 
     Raises:
         UserError: unknown precision, or a model that cannot be copied, or whose copy computes something else.
 
     Attributes:
-        device: of the model.
-        folded: how many BatchNorm layers are folded.
-        memory_format: of images and weights.
-        frozen: the copy as a graph for passes without gradients, on a CPU in fp32 where that can be.
+        device: device of the model.
+        folded: number of folded BatchNorm layers.
+        memory_format: memory format of images and weights.
+        frozen: the copy as a graph for passes without gradients, on a CPU in fp32 if that works.
     """
 
     def __init__(
@@ -61,14 +61,14 @@ class Network:
         self.frozen = _frozen(self.module, sample) if self.device.type == "cpu" and precision == "fp32" else None
 
     def layout(self, images: Tensor) -> Tensor:
-        """Images where and how the network wants them."""
+        """Images on the network's device, in its type and memory format."""
         return images.to(self.device, self.dtype).contiguous(memory_format=self.memory_format)
 
     def __call__(self, images: Tensor, *, compiled: bool = True) -> Tensor:
         """Logits [B, K], in the precision of the images; with a graph where gradients are on.
 
         Args:
-            compiled: run the compiled copy where there is one.
+            compiled: run the compiled copy, if there is one.
         """
         images = images.contiguous(memory_format=self.memory_format)
         run = self.compiled if compiled and self.compiled is not None and len(images) == self.full else self.module
@@ -87,7 +87,7 @@ class Network:
 
 @torch.no_grad()
 def _fastest(model: nn.Module, sample: Tensor) -> tuple[nn.Module, int, torch.memory_format]:
-    """The copy, folded and laid out as far as that leaves the logits as they are."""
+    """The copy, folded and laid out as far as the logits stay the same."""
     with full_float32():
         wanted = model(sample)
         if not wanted.isfinite().all():
@@ -115,7 +115,7 @@ def _fastest(model: nn.Module, sample: Tensor) -> tuple[nn.Module, int, torch.me
 
 @torch.no_grad()
 def _frozen(module: nn.Module, sample: Tensor) -> Any:
-    """The module as a frozen graph, whose convolutions and activations a CPU runs as one; None where that fails."""
+    """The module as a frozen graph, in which a CPU fuses convolutions and activations; None if that fails."""
     if sample.dtype != torch.float32 or len(sample) < 2:
         return None
     try:

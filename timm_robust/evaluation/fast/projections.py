@@ -34,18 +34,18 @@ def project(points: Tensor, weights: Tensor, residual: Tensor, norm: str) -> tup
     speed = (size > 0).to(size.dtype) if norm == "Linf" else size
     gain = size * speed
     slope = _sum(gain)
-    eps_multiplier = torch.where(slope > 0, away / slope, torch.zeros_like(away))
+    reach = torch.where(slope > 0, away / slope, torch.zeros_like(away))
     on_gpu = points.device.type != "cpu"
     tolerance = 4 * torch.finfo(points.dtype).eps
-    moved = torch.minimum(speed * eps_multiplier, room)
+    moved = torch.minimum(speed * reach, room)
     for _ in range(PASSES_ON_GPU if on_gpu else PASSES):
         short = away - _sum(size * moved)
         slope = _sum(gain.masked_fill(moved >= room, 0))
         open_rows = (short > tolerance * away) & (slope > 0)
         if not on_gpu and not open_rows.any():
             break
-        eps_multiplier = torch.where(open_rows, eps_multiplier + short / slope, eps_multiplier)
-        moved = torch.minimum(speed * eps_multiplier, room)
+        reach = torch.where(open_rows, reach + short / slope, reach)
+        moved = torch.minimum(speed * reach, room)
     length = (
         moved.amax((1, 2, 3), keepdim=True) if norm == "Linf" else moved.square().sum((1, 2, 3), keepdim=True).sqrt()
     )

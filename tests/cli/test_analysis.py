@@ -32,7 +32,7 @@ def test_commands(train_small, tmp_path, cifar_c, command, monkeypatch):
     one = train_small("fgsm-rs", output="one", data="digits", epochs=1).output
     two = train_small("fgsm-rs", output="two", data="digits", epochs=1, seed=1).output
     out = command(
-        "curve", one, two, "--eps-values", "0", "8/255", "--attack", "fgsm", "--n-examples", "20", "--json", "c.json"
+        "curve", one, two, "--eps-values", "0", "8/255", "--attack", "fgsm", "--examples", "20", "--json", "c.json"
     )
     assert command.status == 0 and "8/255" in out and "picture: curve.svg" in out
     record = json.loads(Path("c.json").read_text())
@@ -40,13 +40,13 @@ def test_commands(train_small, tmp_path, cifar_c, command, monkeypatch):
     svg = Path("curve.svg").read_text()
     assert ">one " in svg and ">two " in svg, "without the folders that they share"
 
-    out = command("masking", one, "--n-examples", "20", "--draws", "3", "--json", "m.json")
+    out = command("masking", one, "--examples", "20", "--draws", "3", "--json", "m.json")
     record = json.loads(Path("m.json").read_text())
     assert len(record["checks"]) == 5 and record["threat"]["eps_text"] == "8/255" and "random noise beats" in out
     assert command.status == int(any(not check["passed"] for check in record["checks"]))
 
     out = command(
-        "transfer", one, "--from", two, one, "--attack", "torchattacks:MIFGSM", "--n-examples", "20", "--json", "t.json"
+        "transfer", one, "--from", two, one, "--attack", "torchattacks:MIFGSM", "--examples", "20", "--json", "t.json"
     )
     record = json.loads(Path("t.json").read_text())
     assert command.status == 0 and "all of them" in out and record["n_examples"] == 20
@@ -57,7 +57,7 @@ def test_commands(train_small, tmp_path, cifar_c, command, monkeypatch):
     assert set(json.loads(Path("k.json").read_text())["accuracy"]) == {"fog", "snow"}
 
     for name, folder in (("a", one), ("b", two)):
-        timm_robust.evaluate(folder, attacks=["fgsm"], n_examples=30, json=f"{name}.json", quiet=True)
+        timm_robust.evaluate(folder, attacks=["fgsm"], examples=30, json=f"{name}.json", quiet=True)
     out = command("paired", "a.json", "b.json")
     a, b = (json.loads(Path(f"{name}.json").read_text())["attacks"]["fgsm"]["robust"] for name in "ab")
     assert command.status == 0 and f"{100 * (sum(a) - sum(b)) / 30:+.2f}" in out
