@@ -1,4 +1,4 @@
-"""A fresh Accelerator for each run: accelerate owns devices, precision, several processes and trackers."""
+"""A fresh Accelerator for each run: accelerate owns devices, precision, distributed processes and trackers."""
 
 from __future__ import annotations
 
@@ -15,11 +15,17 @@ from timm_robust.errors import MissingExtra, UserError, unknown
 PRECISIONS = ("fp32", "bf16", "fp16")
 
 FP16_GRADIENT_SCALE = 2.0**10
-"""Keeps input gradients of a batch mean above fp16's smallest number while attacking."""
+"""Scale of the loss in attacks, which keeps input gradients of a batch mean above fp16's smallest number."""
 
 
 def make_accelerator(precision: str, device: str | None, trackers: list[str], output: Path) -> Accelerator:
     """A fresh Accelerator, whatever an earlier run in this process has set.
+
+    Args:
+        precision: one of `PRECISIONS`.
+        device: "cpu" to stay off a GPU; None for the best there is.
+        trackers: names of accelerate's trackers.
+        output: folder for the trackers' files.
 
     Raises:
         UserError: a precision that the device lacks, or a tracker that is unknown or not installed.
