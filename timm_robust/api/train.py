@@ -132,8 +132,11 @@ def train(
         UserError: any of the arguments is wrong; nothing was trained.
         RunFailed: training diverged or could not be saved; what is kept is said.
     """
-    free = ("output", "resume", "quiet", "workers", "callbacks")
-    asked = {name: value for name, value in locals().items() if name not in (*free, "free")}
+    asked = {
+        name: value
+        for name, value in locals().items()
+        if name not in ("output", "resume", "quiet", "workers", "callbacks")
+    }
     display = Display(quiet)
     manager = get_manager()
     provided = manager.defense(method)

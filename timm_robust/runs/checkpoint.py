@@ -43,7 +43,7 @@ def save_model(folder: Path, model: PixelModel, metadata: dict[str, Any]) -> Non
 
 
 def rescue(model: PixelModel, metadata: dict[str, Any], output: Path, error: OSError) -> str:
-    """Saves a model that could not be saved in `output` in the system's temporary folder; returns a sentence about it."""
+    """Saves a model in the system's temporary folder, because `output` takes none; returns a sentence about it."""
     folder = Path(tempfile.mkdtemp(prefix="timm-robust-rescued-"))
     try:
         save_model(folder, model, metadata)

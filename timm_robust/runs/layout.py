@@ -1,10 +1,10 @@
 """File names in the folder of a run and of a comparison, each defined once. Torch-free.
 
-    manifest.json       how to repeat the run
-    metrics.jsonl       one row per epoch
-    evaluation.json     accuracies of the best checkpoint on the test split
-    best/  last/        model.safetensors, model.json: checkpoints of the best and of the last epoch
-    last/               state.pt: what resuming needs beside them
+manifest.json       how to repeat the run
+metrics.jsonl       one row per epoch
+evaluation.json     accuracies of the best checkpoint on the test split
+best/  last/        model.safetensors, model.json: checkpoints of the best and of the last epoch
+last/               state.pt: what resuming needs beside them
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType
+from torch import nn
 
 from timm_robust.errors import MissingExtra, UserError, unknown
 
@@ -52,3 +53,11 @@ def make_accelerator(precision: str, device: str | None, trackers: list[str], ou
         # several forwards before one backward: broadcasting buffers at each would overwrite what autograd still needs
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
+
+
+def unpatch(accelerator: Accelerator, network: nn.Module) -> None:
+    """Takes back what `prepare` did to a network: with mixed precision it patches `forward`.
+
+    A patched network holds itself, in accelerate's own `unwrap_model` too, and would not be freed with its run.
+    """
+    accelerator.unwrap_model(network, keep_fp32_wrapper=False).__dict__.pop("forward", None)

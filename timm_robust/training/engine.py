@@ -17,16 +17,16 @@
 Every random draw of an epoch comes from (seed, epoch, process) alone, so a killed run that resumes after its last
 finished epoch ends with the same weights as an uninterrupted one.
 
-The loop knows events, not monitors: what watches a run is a callback (see `training/monitors/base.py`), holds a context and
-not the engine, and asks for a stop or a rollback by raising it. Only the engine writes the engine's fields. Nothing
-that the engine holds refers back to it, so engine and networks are freed as soon as the run is.
+The loop knows events, not monitors: what watches a run is a callback (see `training/monitors/base.py`), which holds a
+context and not the engine, and asks for a stop or a rollback by raising it. Only the engine writes the engine's fields.
+Nothing that the engine holds refers back to it, so it is freed, with its networks, as soon as the run is over.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -43,9 +43,10 @@ from timm_robust.errors import RunFailed
 from timm_robust.models.factory import build_like
 from timm_robust.modifier import Modifiers, MovingAverage
 from timm_robust.recipes.recipe import Recipe
-from timm_robust.runs.history import was_stopped
-from timm_robust.training.accelerator import FP16_GRADIENT_SCALE, make_accelerator
+from timm_robust.runs.history import add_events, was_stopped
+from timm_robust.training.accelerator import FP16_GRADIENT_SCALE, make_accelerator, unpatch
 from timm_robust.training.config import TrainConfig
+from timm_robust.training.epoch_sums import EpochSums
 from timm_robust.training.eps_warmup import warmed_up
 from timm_robust.training.monitors.base import (
     MAX_ROLLBACKS,
@@ -55,12 +56,7 @@ from timm_robust.training.monitors.base import (
     Step,
     StopTraining,
 )
-from timm_robust.training.monitors.catastrophic_overfitting import CatastrophicOverfittingMonitor
-from timm_robust.training.monitors.group import Monitors
-from timm_robust.training.monitors.nan import NaNMonitor
-from timm_robust.training.monitors.progress import ProgressMonitor
-from timm_robust.training.monitors.robust_overfitting import RobustOverfittingMonitor
-from timm_robust.training.monitors.trackers import TrackerMonitor
+from timm_robust.training.monitors.standard import make_monitors
 from timm_robust.training.optim import Schedule, build_optimizer, scaled
 from timm_robust.training.pass_counter import PassCounter
 from timm_robust.training.resume import RunFiles
@@ -119,7 +115,7 @@ class Engine:
             is_main=self.main,
             num_processes=self.accelerator.num_processes,
         )
-        self.monitors = self._make_monitors(recipe)
+        self.monitors = make_monitors(config, self.context, self.accelerator)
 
     def _make_loader(self, recipe: Recipe) -> Any:
         config = self.config
@@ -170,19 +166,6 @@ class Engine:
             say=self.display.say,
         )
 
-    def _make_monitors(self, recipe: Recipe) -> Monitors:
-        own: dict[str, object] = {
-            "nan": NaNMonitor(),
-            "catastrophic overfitting": CatastrophicOverfittingMonitor(recipe),
-            "robust overfitting": RobustOverfittingMonitor(recipe),
-            "progress": ProgressMonitor(),
-        }
-        if self.config.observers is not None:
-            own["observers"] = self.config.observers
-        if self.config.trackers:
-            own["trackers"] = TrackerMonitor(self.accelerator, str(self.config.threat))
-        return Monitors(self.context, own, self.config.callbacks)
-
     @property
     def epoch(self) -> int:
         """Number of finished epochs."""
@@ -205,8 +188,7 @@ class Engine:
         finally:
             self.monitors.on_exit()
             for network in filter(None, (self.model, self.auxiliary_model)):
-                # removes accelerate's patch of `forward` too, by which a network would hold itself
-                self.accelerator.unwrap_model(network, keep_fp32_wrapper=False)
+                unpatch(self.accelerator, network)
         return self.state.rows
 
     def _run_epochs(self) -> None:
@@ -237,7 +219,7 @@ class Engine:
         self.defense.on_epoch_start(epoch)
         self.modifiers.on_epoch_start(epoch)
         self.monitors.on_epoch_start(epoch)
-        sums = _Sums(self.device)
+        sums = EpochSums(self.device)
         for step, batch in enumerate(self._batches()):
             self._warm_up_eps(step)
             update = (step + 1) % recipe.accumulate == 0 or step + 1 == self.steps
@@ -342,7 +324,7 @@ class Engine:
         score = score if self.defense.adversarial else score[::-1]  # standard training is least accurate where robust
         row["best"] = score > self.state.best and self.defense.may_be_best(self.state.epoch)
         requests = self.monitors.on_epoch_end(row)
-        _add_events(row, discarded, [request.entry(row["epoch"]) for request in requests])
+        add_events(row, discarded, [request.entry(row["epoch"]) for request in requests])
         self.state.best = score if row["best"] else self.state.best
         self.state.rows.append(row)
         self.files.save(self.state.rows, self._state, final=row["epoch"] == self.config.recipe.epochs)
@@ -400,41 +382,12 @@ class Engine:
         self.optimizer.zero_grad(set_to_none=True)
         self.state.rollbacks += 1
         self.attacker.extra_steps += request.extra_steps
-        self.display.say(
-            f"going on after epoch {self.state.epoch}, attack steps added: {self.attacker.extra_steps}"
-        )
+        self.display.say(f"going on after epoch {self.state.epoch}, attack steps added: {self.attacker.extra_steps}")
 
     def _end_early(self, request: Request, events: list[dict[str, Any]]) -> None:
         """Ends the run with the last epoch kept, whose row says why."""
         if not self.state.rows:
             raise RunFailed(f"training was stopped in its first epoch, and nothing is kept: {request}")
         events[-1]["answer"] = StopTraining.answer
-        _add_events(self.state.rows[-1], [], events)
+        add_events(self.state.rows[-1], after=events)
         self.files.write_metrics(self.state.rows)
-
-
-class _Sums:
-    """Sums over an epoch's images, on the device: reading them waits for it."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.totals: dict[str, Tensor] = {}
-        self.correct, self.images = torch.zeros((), device=device), 0
-
-    def add(self, batch: Batch, output: StepOutput) -> None:
-        self.images += len(batch)
-        for name, value in output.items():
-            if value.ndim == 0:
-                before = self.totals.get(name, torch.zeros((), device=self.correct.device))
-                self.totals[name] = before + value.detach() * len(batch)
-        if "logits" in output:
-            self.correct += (output["logits"].detach().argmax(1) == batch.targets).sum()
-
-    def means(self) -> dict[str, float]:
-        means = {f"train_{name}": total.item() / self.images for name, total in self.totals.items()}
-        return {**means, "train_accuracy": self.correct.item() / self.images}
-
-
-def _add_events(row: dict[str, Any], before: Iterable[dict[str, Any]], after: Iterable[dict[str, Any]]) -> None:
-    """Adds events to a row of metrics.jsonl, around those that it has."""
-    if found := [*before, *row.get("events", []), *after]:
-        row["events"] = found

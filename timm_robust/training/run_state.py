@@ -12,8 +12,8 @@ class RunState:
 
     Attributes:
         epoch: number of finished epochs.
-        best: (robust, clean) validation accuracy of the epoch in best/, in [0, 1]; swapped for methods that do not train
-            against an adversary; -1 before there is one.
+        best: (robust, clean) validation accuracy of the epoch in best/, in [0, 1], or (clean, robust) for a method that
+            trains against no adversary; -1 before there is one.
         rollbacks: number of returns to an earlier epoch.
         rows: rows of metrics.jsonl, one per finished epoch.
     """

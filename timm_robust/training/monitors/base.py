@@ -11,8 +11,8 @@
     on_run_end(rows)                             not after an error
     on_exit()                                    however the run ended
 
-The monitors that ship (catastrophic overfitting, robust overfitting, lost numbers, progress, trackers), the observers of
-plugins, and the callbacks that a user passes to `train` all sit behind it.
+The monitors of every run (catastrophic overfitting, robust overfitting, NaN, progress, trackers), the observers of
+plugins, and the callbacks that a user passes to `train` all implement it.
 """
 
 from __future__ import annotations
@@ -108,8 +108,8 @@ class Step:
         output: output of `Defense.loss`: "loss", mostly "logits", and other scalars.
         loss_sum: sum of the loss over the epoch's images so far.
         images: number of the epoch's images so far, on this process.
-        gradient_norm: norm of the parameters' gradient before clipping; None where no optimizer step was taken, or where
-            nobody clips or asks for it.
+        gradient_norm: norm of the parameters' gradient before clipping; None if no optimizer step was taken, or nobody
+            clips or asks for it.
     """
 
     epoch: int
@@ -195,9 +195,10 @@ class Callback:
                 if row["val_robust"] > 0.5:
                     raise timm_robust.StopTraining("robust enough")
 
-    The base class is a convenience: any object that has some of these methods serves. Events are called on every process,
-    in the order of the callbacks, after the monitors that ship. An exception in a callback ends the run. A teacher that is
-    trained first is not watched.
+    The base class is a convenience: any object that has some of these methods will do. Events are called on every
+    process, in the order of the callbacks, after the monitors of every run. An exception in a callback ends the run. A
+    draw from the global random generators changes the run; `CallbackContext.evaluate` leaves them alone. A teacher that
+    is trained first is not watched.
     """
 
     context: CallbackContext

@@ -33,8 +33,8 @@ COST = 15.5
 less."""
 
 DROP, GAP = 0.20, 0.20
-"""Shares of images: a drop of PGD accuracy that is an event by itself, and the gap between FGSM and PGD accuracy that is
-one when half of the best is lost."""
+"""Fractions of images: a drop of PGD accuracy that is an event by itself, and the gap between FGSM and PGD accuracy
+that is one when half of the best is lost."""
 
 LEARNED = 0.05
 """Margin of clean accuracy over always predicting the most frequent class, above which robust accuracy is meaningful: a

@@ -43,9 +43,7 @@ class Monitors:
         wants_gradient_norm: whether one of them needs the norm of the gradient.
     """
 
-    def __init__(
-        self, context: CallbackContext, own: Mapping[str, object], callbacks: Sequence[object] = ()
-    ) -> None:
+    def __init__(self, context: CallbackContext, own: Mapping[str, object], callbacks: Sequence[object] = ()) -> None:
         self._context = context
         named: dict[str, object] = {}
         for callback in callbacks:
@@ -146,7 +144,9 @@ def _require_json(name: str, row: dict[str, Any]) -> None:
     try:
         json.dumps(row)
     except (TypeError, ValueError) as error:
-        raise RunFailed(f"{name} added to the row of epoch {row['epoch']} what metrics.jsonl cannot hold: {error}") from error
+        raise RunFailed(
+            f"{name} added to the row of epoch {row['epoch']} what metrics.jsonl cannot hold: {error}"
+        ) from error
 
 
 def _is_plain(value: Any) -> bool:

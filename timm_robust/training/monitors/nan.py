@@ -8,7 +8,7 @@ from timm_robust.errors import RunFailed
 from timm_robust.training.monitors.base import Callback, Step
 
 INTERVAL = 50
-"""Steps between two checks of the loss on a GPU, where reading it waits for the device; on a CPU every step is checked."""
+"""Steps between two checks of the loss on a GPU, where reading it waits for the device; a CPU checks every step."""
 
 
 class NaNMonitor(Callback):
