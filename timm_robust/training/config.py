@@ -58,8 +58,8 @@ class TrainConfig:
         """Refuses what cannot be trained, before a teacher is.
 
         Raises:
-            UserError: a norm that the method does not know, torch.compile with a method that differentiates twice or reads
-                features, or a callback that is none.
+            UserError: a norm that the method does not know, torch.compile with a method that differentiates twice or
+                reads features, or a callback that is none.
         """
         name, defense = self.metadata.get("method") or type(self.defense).__name__, self.defense
         if self.threat.norm not in defense.norms:
