@@ -7,7 +7,6 @@ A run that fails is told and does not end the others.
 from __future__ import annotations
 
 import copy
-import gc
 import json
 import os
 import shutil
@@ -22,14 +21,13 @@ from timm_robust.options import parse_options
 from timm_robust.plugin import get_manager
 from timm_robust.report import Comparison
 from timm_robust.runs.finished import FinishedRun
-from timm_robust.runs.folder import MANIFEST, MAY_CHANGE, as_plain, free_folder, make_folder, require_new
+from timm_robust.runs.folder import MAY_CHANGE, as_plain, free_folder, make_folder, require_new
+from timm_robust.runs.layout import COMPARISON, COMPARISON_PAGE, COMPARISON_PICTURES, MANIFEST
 from timm_robust.threat import make_threat
 from timm_robust.utils.progress import Display
 
 if TYPE_CHECKING:
     from torch import nn
-
-RECORD, PAGE, PICTURES = "comparison.json", "comparison.md", ("comparison.png", "comparison.svg")
 
 SHARED = (
     *("eps", "norm", "recipe", "batch_size", "lr", "recipe_args", "model_kwargs", "pretrained", "stem", "image_size"),
@@ -112,7 +110,7 @@ def compare(
 
     attacks = [parse_attack(name).name for name in settings.get("test_attacks", TEST_ATTACKS)]
     if not resume:
-        require_new(folder, RECORD, "comparison")
+        require_new(folder, COMPARISON, "comparison")
     make_folder(folder)
     runs = {(name, seed): FinishedRun(name, seed, folder / f"{name}-seed{seed}") for name in methods for seed in seeds}
     for run in runs.values():
@@ -171,15 +169,13 @@ def _outcome(result: Comparison, run: FinishedRun, display: Display, resume: boo
         run.error = f"{type(error).__name__}: {line}".rstrip(": ") + f" (see {trace.name})"
         with suppress(OSError):
             trace.write_text(traceback.format_exc())
-    finally:
-        gc.collect()  # an engine holds itself in circles, and the device's memory with it
     if run.error:
         display.warn(f"{run.method}, seed {run.seed} failed: {run.error}")
 
 
 def _undo(result: Comparison, run: FinishedRun) -> None:
     """Leaves no trace of a comparison that never began."""
-    for name in (RECORD, PAGE):
+    for name in (COMPARISON, COMPARISON_PAGE):
         (result.output / name).unlink(missing_ok=True)
     with suppress(OSError):
         run.folder.rmdir()
@@ -192,12 +188,12 @@ def read_asked(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: there is no comparison, or its record is damaged.
     """
-    record = folder / RECORD
+    record = folder / COMPARISON
     try:
         asked = dict(json.loads(record.read_text())["asked"])
         return {"methods": asked.pop("methods"), "seeds": asked.pop("seeds"), **asked}
     except FileNotFoundError:
-        raise UserError(f"nothing to resume in {folder}: {RECORD} is not there") from None
+        raise UserError(f"nothing to resume in {folder}: {COMPARISON} is not there") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{record} cannot be read: {error}") from error
 
@@ -281,14 +277,14 @@ def _save(result: Comparison, display: Display) -> None:
     from timm_robust.utils.files import write_json, write_text
 
     try:
-        write_json(result.output / RECORD, result.to_dict())
-        write_text(result.output / PAGE, result.markdown())
+        write_json(result.output / COMPARISON, result.to_dict())
+        write_text(result.output / COMPARISON_PAGE, result.markdown())
     except OSError as error:
         display.warn(f"the table could not be written into {result.output} ({error})")
 
 
 def _draw(result: Comparison, display: Display) -> None:
     try:
-        result.draw([result.output / name for name in PICTURES])
+        result.draw([result.output / name for name in COMPARISON_PICTURES])
     except OSError as error:
         display.warn(f"the picture could not be written into {result.output} ({error})")

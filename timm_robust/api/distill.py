@@ -23,7 +23,8 @@ from timm_robust.errors import UserError, unknown
 from timm_robust.options import Options, parse_options, to_dict
 from timm_robust.plugin import DistillerSpec, get_manager
 from timm_robust.runs import folder as run_folder
-from timm_robust.runs.folder import DISTILLATION, MANIFEST, RunFolder, free_folder
+from timm_robust.runs.folder import DISTILLATION, RunFolder, free_folder
+from timm_robust.runs.layout import MANIFEST
 from timm_robust.utils.allocator import keep_freed_memory
 from timm_robust.utils.environment import hardware, versions
 from timm_robust.utils.progress import Display

@@ -18,6 +18,7 @@ from timm_robust.recipes.presets import default_preset, make_recipe, recommendat
 from timm_robust.recipes.recipe import as_dict
 from timm_robust.runs.folder import RunFolder, config_hash
 from timm_robust.runs.history import TrainResult
+from timm_robust.runs.layout import EVALUATION
 from timm_robust.threat import make_threat, parse_eps
 from timm_robust.utils.allocator import keep_freed_memory
 from timm_robust.utils.environment import hardware, versions
@@ -85,6 +86,7 @@ def train(
     test_examples: int | None = None,
     autoattack_seconds: float = AUTOATTACK_SECONDS,
     quiet: bool = False,
+    callbacks: Sequence[object] = (),
 ) -> TrainResult:
     """Trains a timm model with a defense, and measures the best checkpoint on the test split.
 
@@ -121,6 +123,7 @@ def train(
         test_examples: how many test images; by default all, AutoAttack as many as fit `autoattack_seconds`.
         autoattack_seconds: time for AutoAttack at the end.
         quiet: no progress.
+        callbacks: objects that watch the run, and may stop it: see `timm_robust.Callback`.
 
     Returns:
         the run's folder, history and accuracies; its `repr` is the summary.
@@ -129,7 +132,11 @@ def train(
         UserError: any of the arguments is wrong; nothing was trained.
         RunFailed: training diverged or could not be saved; what is kept is said.
     """
-    asked = {name: value for name, value in locals().items() if name not in ("output", "resume", "quiet", "workers")}
+    asked = {
+        name: value
+        for name, value in locals().items()
+        if name not in ("output", "resume", "quiet", "workers", "callbacks")
+    }
     display = Display(quiet)
     manager = get_manager()
     provided = manager.defense(method)
@@ -244,6 +251,7 @@ def train(
         trackers=list(track),
         display=display,
         observers=manager.observers(),
+        callbacks=list(callbacks),
     )
     try:
         config.require_fit()
@@ -348,7 +356,7 @@ def _final(
     settings = EvalSettings(seed=seed, examples={name: affordable(inputs, seconds) for name in ensembles})
     with engine.display.measuring() as progress:
         evaluation = evaluate_model(inputs, attacks, settings, progress=progress)
-    write_result(result.output / "evaluation.json", evaluation.to_dict(), engine.display)
+    write_result(result.output / EVALUATION, evaluation.to_dict(), engine.display)
     return evaluation
 
 

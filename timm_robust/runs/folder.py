@@ -1,4 +1,4 @@
-"""The run's folder: who may write into it, and the manifest that says how to repeat the run. Torch-free."""
+"""The folder of a run: who may write into it, and the manifest that says how to repeat the run. Torch-free."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from timm_robust.errors import UserError
-
-MANIFEST = "manifest.json"
+from timm_robust.runs.layout import MANIFEST
 
 RUN, DISTILLATION = "run", "distillation"
 """What a folder with a manifest holds, by its entry `kind`; runs have none."""
