@@ -127,7 +127,7 @@ def test_wrong_input_is_one_sentence(tmp_path, monkeypatch, capsys, runs, out, s
     folders = [tmp_path / run for run in runs]
     with pytest.raises(UserError, match=sentence):
         make_report(folders, tmp_path / out)
-    monkeypatch.setattr(sys, "argv", ["timm-robust", "report", *map(str, folders), "--out", str(tmp_path / out)])
+    monkeypatch.setattr(sys, "argv", ["timm-robust", "report", *map(str, folders), "--output", str(tmp_path / out)])
     if runs:
         with pytest.raises(SystemExit) as stop:
             main()

@@ -182,7 +182,7 @@ def test_other_networks_and_folders_are_refused(tmp_path):
 def test_the_command(tmp_path, monkeypatch, capsys):
     run = checkpoint(tmp_path / "run")
     (tmp_path / "e.json").write_text(json.dumps(evaluation(16)))
-    arguments = ["submit", str(run), "--record", str(tmp_path / "e.json"), "--id", "Doe2026Cli", "--out"]
+    arguments = ["submit", str(run), "--record", str(tmp_path / "e.json"), "--id", "Doe2026Cli", "--output"]
     monkeypatch.setattr(sys, "argv", ["timm-robust", *arguments, str(tmp_path / "out"), "--draft"])
     with pytest.raises(SystemExit) as stop:
         main()

@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 FORMATS = {"png": ".png", "jpeg": ".jpg"}
 """How images are stored: without loss, or as JPEG of Pillow's quality."""
 
+MAY_DIFFER = ("device", "data_dir", "download")
+"""Arguments that a resumed distillation need not repeat."""
+
 PATCHES, SOFT_LABELS, PARTS = "patches.jsonl", "soft_labels.npy", ".parts"
 
 
@@ -131,7 +134,9 @@ def distill(
         raise unknown("image format", image_format, FORMATS)
     if batch_size < 1:
         raise UserError(f"batch size is {batch_size}: expected at least 1")
-    folder = RunFolder.open(output or _default_output(method, data, ipc, resume), resume, asked, DISTILLATION)
+    folder = RunFolder.open(
+        output or _default_output(method, data, ipc, resume), resume, asked, may_differ=MAY_DIFFER, kind=DISTILLATION
+    )
     before = _record(folder.path)
     if before.get("complete"):
         display.say(f"{folder.path} is distilled to the end: nothing to do")

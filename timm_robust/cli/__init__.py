@@ -1,23 +1,20 @@
-"""The command line: parses arguments, calls `timm_robust.api`, prints. No logic, and torch-free until a command needs
-torch. Importing a module registers its commands, in the order of `--help`.
+"""Command line: parses arguments, calls `timm_robust.api`, prints. Torch is loaded only by commands that need it.
+
+Importing a module registers its commands, in the order of `--help`.
 """
 
 from timm_robust.cli.app import app, main
 
 from timm_robust.cli import train, compare, distill, evaluate, analyze as measure, submit, zoo, lists  # isort: skip
-from timm_robust.cli.parsing import by_method, pairs, spread
 
 __all__ = [
     "app",
-    "by_method",
     "compare",
     "distill",
     "evaluate",
     "lists",
     "main",
     "measure",
-    "pairs",
-    "spread",
     "submit",
     "train",
     "zoo",

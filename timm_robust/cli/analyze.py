@@ -11,7 +11,7 @@ from rich.table import Table
 
 from timm_robust.cli.app import app
 from timm_robust.cli.arguments import DataDir, Device, Quiet
-from timm_robust.cli.parsing import Pairs
+from timm_robust.cli.parsing import Strings
 
 Checkpoint = Annotated[Path, typer.Argument(help="A run's folder (its best checkpoint) or a checkpoint folder.")]
 Data = Annotated[Optional[str], typer.Option(help="As in train. [default: what the checkpoint was trained on]")]
@@ -29,7 +29,7 @@ def curve(
     checkpoints: Annotated[list[Path], typer.Argument(metavar="CHECKPOINT", help="Folders of runs or checkpoints.")],
     data: Data = None,
     eps_values: Annotated[
-        Pairs,
+        Strings,
         typer.Option(help="Radii: --eps-values 0 4/255 8/255. [default: 0 to 4 times that of the training]"),
     ] = None,
     attack: Annotated[str, typer.Option(help="As in evaluate.")] = "pgd-10-1",
@@ -117,7 +117,7 @@ def masking(
 @app.command(epilog="Example: timm-robust transfer runs/sat --from runs/pgd runs/standard --attack torchattacks:MIFGSM")
 def transfer(
     target: Annotated[Path, typer.Argument(help="The checkpoint that is measured.")],
-    from_: Annotated[Pairs, typer.Option("--from", help="Checkpoints that the attacks are made on.")] = None,
+    from_: Annotated[Strings, typer.Option("--from", help="Checkpoints that the attacks are made on.")] = None,
     data: Data = None,
     attack: Annotated[
         str,
@@ -167,7 +167,7 @@ def corruptions(
     n_examples: Annotated[
         Optional[int], typer.Option(help="The first so many images of each severity. [default: all]")
     ] = None,
-    only: Annotated[Pairs, typer.Option(help="Some of the corruptions: --only fog snow. [default: all 15]")] = None,
+    only: Annotated[Strings, typer.Option(help="Some of the corruptions: --only fog snow. [default: all 15]")] = None,
     batch_size: BatchSize = 250,
     device: Device = None,
     json_: Json = None,

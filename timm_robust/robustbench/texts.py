@@ -71,7 +71,7 @@ Where the released RobustBench cannot be imported, `with timm_robust.robustbench
 ## Measure it again
 
     timm-robust evaluate {checkpoint} --data {data} --norm {board.threat} --eps {board.eps_text} --attack autoattack \\
-        --n-examples {n} --batch-size {batch_size} --seed {seed} --json evaluation.json
+        --examples {n} --batch-size {batch_size} --seed {seed} --json evaluation.json
 
 {implementation}; {versions}; {hardware}. AutoAttack's verdicts depend on seed and batch size.
 """
