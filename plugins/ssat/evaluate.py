@@ -1,6 +1,6 @@
 """Evaluation of a k-NN classifier on a network's features under adaptive attacks.
 
-    python -m timm_robust_plugins.ssat.evaluate RUN [--eps 8/255 16/255] [--n-examples 1000] [--json FILE]
+    python -m timm_robust_plugins.ssat.evaluate RUN [--eps 8/255 16/255] [--examples 1000] [--json FILE]
 
 The vote has no gradient, so gradient attacks on it say nothing: it is attacked in feature space (two attacks), through
 its surrogate (transfer) and by queries alone (Square), and an image counts as robust only if it withstands all.
@@ -258,7 +258,7 @@ def main() -> None:
     parser.add_argument("--data-dir", help="folder of timm data sets")
     parser.add_argument("--eps", nargs="+", default=["8/255", "16/255"])
     parser.add_argument("--attacks", nargs="+", default=list(ATTACKS), choices=ATTACKS)
-    parser.add_argument("--n-examples", type=int, default=1000)
+    parser.add_argument("--examples", type=int, default=1000)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     try:
@@ -268,7 +268,7 @@ def main() -> None:
             data_dir=arguments.data_dir,
             eps=arguments.eps,
             attacks=arguments.attacks,
-            n_examples=arguments.n_examples,
+            n_examples=arguments.examples,
             json=arguments.json,
         )
     except UserError as error:

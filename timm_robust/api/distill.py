@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from timm_robust.distillation.writer import DistilledWriter
     from timm_robust.distiller import DistillContext, Distiller
 
+MAY_DIFFER = ("device", "data_dir", "download")
+"""Arguments that a resumed distillation need not repeat."""
+
 
 @dataclass(frozen=True)
 class DistillResult:
@@ -131,7 +134,9 @@ def distill(
     config = manager.load_config(method, DistillerSpec)
     options = parse_options(config, dict(method_args or {}), owner=f"distiller {method!r}")
     settings.require_valid()
-    folder = RunFolder.open(output or _default_output(settings, resume), resume, vars(settings), DISTILLATION)
+    folder = RunFolder.open(
+        output or _default_output(settings, resume), resume, vars(settings), may_differ=MAY_DIFFER, kind=DISTILLATION
+    )
     before = _read_manifest(folder.path)
     if before.get("complete"):
         display.say(f"{folder.path} is distilled to the end: nothing to do")
