@@ -180,7 +180,7 @@ def test_records_are_compared_image_by_image(samples):
     """With one another, and with one that this version writes."""
     told = command("paired", "record.json", "record_other.json")
     assert "pgd-10-1" in told and "autoattack" in told
-    command("evaluate", "checkpoint", "--attack", "pgd-10-1", "--n-examples", "24", "--json", "new.json")
+    command("evaluate", "checkpoint", "--attack", "pgd-10-1", "--examples", "24", "--json", "new.json")
     old, new = read("record.json"), read("new.json")
     assert new["weights"] == old["weights"]
     before, now = (one["attacks"]["pgd-10-1"]["robust"] for one in (old, new))
@@ -189,13 +189,13 @@ def test_records_are_compared_image_by_image(samples):
 
 
 def test_a_record_goes_into_a_submission(samples):
-    words = ("--dataset", "cifar10", "--record", "submit.json", "--id", "Doe2026Again", "--draft", "--out", "again")
+    words = ("--dataset", "cifar10", "--record", "submit.json", "--id", "Doe2026Again", "--draft", "--output", "again")
     assert "Doe2026Again" in command("submit", "cifar", *words)
     assert read("again/evaluation.json")["attacks"]["autoattack"] == read("submit.json")["attacks"]["autoattack"]
 
 
 def test_a_record_of_the_fast_mode_is_still_refused(samples):
-    words = ("--record", "record_fast.json", "--id", "Doe2026Again", "--draft", "--out", "again")
+    words = ("--record", "record_fast.json", "--id", "Doe2026Again", "--draft", "--output", "again")
     assert "not made in reference mode" in command("submit", "cifar", *words, succeed=False)
 
 
