@@ -11,8 +11,8 @@ from typing import Any, Optional
 import pytest
 
 from timm_robust.errors import PluginError, UserError
-from timm_robust.options import check_options_class, check_value, describe, parse_options, to_dict
-from timm_robust.plugin import Options, bn_option, option
+from timm_robust.options import PGDSettings, check_options_class, check_value, describe, parse_options, to_dict
+from timm_robust.plugin import Options, bn_option, option, start_option, step_option, steps_option
 from timm_robust.plugin.manager import PluginManager
 from timm_robust.recipes.presets import make_recipe
 from timm_robust.recipes.recipe import Recipe
@@ -190,3 +190,24 @@ def test_shipped_options() -> None:
     assert "pgd" in manager.defenses()
     for name in manager.defenses():
         assert [info.name for info in describe(manager.load_config(name)) if not info.source] == []
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attacked(Options):
+    steps: int = steps_option(7, source="paper")
+    step_ratio: float = step_option(source="paper")
+    random_start: bool = start_option(False, source="paper")
+    weight: float = option(2.0, help="a weight")
+
+
+def test_options_of_attacks() -> None:
+    rows = {info.name: (info.default, info.unit, info.range, info.source) for info in describe(Attacked)}
+    assert rows["steps"] == (7, "", "at least 1", "paper")
+    assert rows["step_ratio"] == (0.25, "eps", "at least 0", "paper")
+    assert rows["random_start"] == (False, "", "", "paper")
+
+
+def test_declared_options_replace_the_settings_of_pgd() -> None:
+    assert PGDSettings.from_options(Options()) == PGDSettings()
+    found = PGDSettings.from_options(parse_options(Attacked, {"step_ratio": 0.5}, owner=OWNER))
+    assert found == PGDSettings(steps=7, step_ratio=0.5, random_start=False, attack_bn="eval")

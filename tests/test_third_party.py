@@ -204,7 +204,7 @@ def test_its_checkpoint_needs_nothing_of_it(site, run_folder):
         str(run_folder.output),
         "--attack",
         "fgsm",
-        "--n-examples",
+        "--examples",
         "20",
         "--device",
         "cpu",

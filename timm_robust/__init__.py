@@ -24,11 +24,17 @@ if TYPE_CHECKING:
     from timm_robust.errors import UserError as UserError
     from timm_robust.runs.checkpoint import load as load
     from timm_robust.runs.history import TrainResult as TrainResult
+    from timm_robust.training.monitors.base import Callback as Callback
+    from timm_robust.training.monitors.base import Rollback as Rollback
+    from timm_robust.training.monitors.base import StopTraining as StopTraining
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Callback": "timm_robust.training.monitors.base",
     "DistillResult": "timm_robust.api.distill",
+    "Rollback": "timm_robust.training.monitors.base",
+    "StopTraining": "timm_robust.training.monitors.base",
     "TrainResult": "timm_robust.runs.history",
     "RunFailed": "timm_robust.errors",
     "UserError": "timm_robust.errors",
@@ -43,8 +49,11 @@ _HOMES = {
 }
 
 __all__ = [
+    "Callback",
     "DistillResult",
+    "Rollback",
     "RunFailed",
+    "StopTraining",
     "TrainResult",
     "UserError",
     "__version__",

@@ -119,6 +119,9 @@ class Defense:
     differentiates_twice = False
     """Whether the loss holds an input gradient; torch.compile cannot serve such a method."""
 
+    reads_features = False
+    """Whether the method hooks layers inside the network, which torch.compile hides."""
+
     replays = 1
     """Steps on each batch before the next one comes, counted by the schedule: free adversarial training has several."""
 

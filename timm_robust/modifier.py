@@ -1,14 +1,14 @@
-"""The contract of a modifier: what composes with any defense, around the weights and after the step.
+"""The contract of a modifier, which composes with any defense: around the update and after it.
 
-    with modifier.weights(loss):                     # may move the weights; restores them on the way out
+    with modifier.weights(loss):                     # may move the weights; restores them on exit
         output = defense.loss(batch, perturbed); backward
     optimizer step
-    modifier.after_step()                            # averages
+    modifier.after_step()                            # such as averaging weights
     ... epoch ...
     modifier.on_epoch_end(epoch)
 
-A defense knows nothing of modifiers. Weight perturbation is one, and so is the averaging of weights: a modifier may
-ship another network than the one that is trained, and then that one is checked, kept and measured.
+A defense knows nothing of modifiers. Weight perturbation is one, and so is weight averaging: a modifier may provide
+another network than the trained one, which is then checked, saved and evaluated in its place.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Modifier:
     """Base class of modifiers; does nothing.
 
     Args:
-        options: the modifier's own frozen options.
+        options: frozen options of the modifier.
     """
 
     run: TrainContext
@@ -44,9 +44,9 @@ class Modifier:
         return f"{type(self).__name__}({self.options})"
 
     def eval_model(self, model: PixelModel) -> PixelModel | None:
-        """The network to check, keep and measure in place of the trained one; None where it is the trained one.
+        """Network to check, save and evaluate in place of the trained one; None for the trained one itself.
 
-        Called once, before `setup`, with the network on its device.
+        Called once, before `setup`, with the trained network on its device.
         """
         return None
 
@@ -55,11 +55,11 @@ class Modifier:
         self.run = run
 
     def weights(self, loss: Callable[[], Tensor]) -> AbstractContextManager[None]:
-        """Holds around the update's loss and backward; the weights must be back as they were on the way out.
+        """Context around the update's loss and backward pass; on exit the weights must be as they were.
 
         Args:
-            loss: the update's loss on this batch, with its graph; may be called, and changes nothing but BatchNorm's
-                statistics, for which see `timm_robust.attacks.attack_mode.frozen_statistics`.
+            loss: computes the update's loss on this batch, with its graph; it may be called, and changes nothing but
+                BatchNorm's statistics, for which see `timm_robust.attacks.attack_mode.frozen_statistics`.
         """
         return nullcontext()
 
@@ -81,10 +81,10 @@ class Modifier:
 
 
 class MovingAverage(Modifier):
-    """Ships the exponential moving average of the weights: the recipe's `ema`.
+    """Exponential moving average of the weights, which is evaluated in their place: the recipe's `ema`.
 
     Args:
-        decay: share of the old average that each step keeps.
+        decay: factor of the old average at each step.
     """
 
     def __init__(self, decay: float) -> None:
@@ -108,17 +108,17 @@ class MovingAverage(Modifier):
 
 
 class Modifiers:
-    """All modifiers of a run, in the order in which they were asked for.
+    """All modifiers of a run, in the given order.
 
     Args:
         given: modifiers by name.
-        model: the trained network, on its device.
+        model: trained network, on its device.
 
     Attributes:
-        shipped: the network to check, keep and measure; `model` itself unless a modifier ships another.
+        eval_model: network to check, save and evaluate; `model` itself unless a modifier provides another.
 
     Raises:
-        UserError: two of them ship a network.
+        UserError: two of them provide one.
     """
 
     def __init__(self, given: Mapping[str, Modifier], model: PixelModel) -> None:

@@ -18,6 +18,9 @@ NORMS = ("Linf", "L2")
 EVALUATION_NORMS = (*NORMS, "L1")
 """Norms of evaluation."""
 
+SMALL_IMAGE = 64
+"""Largest side, in pixels, of small images: defaults and the stem follow the CIFAR family, and ImageNet above."""
+
 DEFAULT_EPS = {"Linf": ("8/255", "4/255"), "L2": ("0.5", "3.0"), "L1": ("12", "60")}
 """Default radii for images of up to 64 pixels, and above."""
 
@@ -110,6 +113,6 @@ def make_threat(
         raise unknown("norm", norm, norms)
     norm = by_lower[norm.lower()]
     if eps is None:
-        eps = DEFAULT_EPS[norm][image_size > 64]
+        eps = DEFAULT_EPS[norm][image_size > SMALL_IMAGE]
     radius, text = parse_eps(eps, norm)
     return Threat(norm, radius, text)

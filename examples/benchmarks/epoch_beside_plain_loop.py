@@ -99,7 +99,8 @@ def main() -> None:
     padded = F.pad(train.pixels.permute(0, 3, 1, 2), (4, 4, 4, 4)).permute(0, 2, 3, 1).contiguous()
     labels = torch.as_tensor(train.labels)
     ours, plain = [], []
-    for engine.epoch in range(arguments.rounds):
+    engine.monitors.on_run_start()
+    for engine.state.epoch in range(arguments.rounds):
         ours.append(engine._train_epoch()["seconds"])
         plain.append(plain_epoch(by_hand, padded, labels, optimizer))
         print(f"round {engine.epoch + 1}: timm-robust {ours[-1]:.1f} s, by hand {plain[-1]:.1f} s")

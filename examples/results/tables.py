@@ -96,7 +96,7 @@ def trained(method: str) -> str:
     for r in found:  # fewer images than `train` itself would measure, or more
         n = r["attacks"].get("autoattack", {}).get("n_examples", r["n_examples"])
         if n != r["n_examples"]:
-            lines.append(f"timm-robust evaluate RUN --attack autoattack --n-examples {n}")
+            lines.append(f"timm-robust evaluate RUN --attack autoattack --examples {n}")
     commands = "\n".join(f"    {line}" for line in dict.fromkeys(lines))
     machine = "; ".join(sorted({f"{r['hardware']}, seed {r['seed']}, {r['date']}" for r in found}))
     notes = "".join(f" `{r['name']}`: {r['note']}." for r in found if r.get("note"))

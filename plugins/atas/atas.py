@@ -17,6 +17,7 @@ from timm_robust.data.batch import Batch
 from timm_robust.defense import Defense, Perturbed, StepOutput, TrainContext
 from timm_robust.errors import UserError
 from timm_robust.sample_table import SampleTable, enlarge, put_window, reduce, take_window
+from timm_robust.threat import SMALL_IMAGE
 
 from .options import AtasOptions
 
@@ -26,22 +27,23 @@ def adaptive_step(average: Tensor, *, soft_norm: float, numerator: float, low: f
 
     Args:
         average: [B], moving averages of squared norms of the gradient of each sample's own loss.
-        soft_norm: the norm at which the step is half of `numerator`.
+        soft_norm: gradient norm at which the step is half of `numerator`.
         numerator, low, high: in units of the [0, 1] range.
     """
     return (numerator / (1 + average.sqrt() / soft_norm)).clamp(low, high)
 
 
 class CarriedStep(Attack):
-    """One signed step from given perturbations, its length decided by each sample's gradient norm.
+    """One signed step from given perturbations, with a step size for each sample by its gradient norm.
 
-    Keeps the updated averages, as `average`.
+    Stores the updated averages as `average`.
 
     Args:
-        model: the network under attack.
+        model: network under attack.
         eps: radius, in units of the [0, 1] range.
-        decay: of the averages.
+        decay: decay of the averages.
         soft_norm, numerator, low, high: see `adaptive_step`.
+        gradient_scale: factor on the model's input gradients, see `Attacker`.
     """
 
     def __init__(
@@ -53,25 +55,25 @@ class CarriedStep(Attack):
         numerator: float,
         low: float,
         high: float,
+        gradient_scale: float = 1.0,
     ) -> None:
         super().__init__("CarriedStep", model)
-        self.eps, self.decay = eps, decay
+        self.eps, self.decay, self.gradient_scale = eps, decay, gradient_scale
         self.rule = {"soft_norm": soft_norm, "numerator": numerator, "low": low, "high": high}
         self.average: Tensor | None = None
         self.step: Tensor | None = None
 
     def forward(self, images: Tensor, labels: Tensor, carried: Tensor, average: Tensor, adaptive: bool) -> Tensor:
-        """`carried` [B, C, H, W], `average` [B]; without `adaptive` the step is eps and the averages stay."""
-        carried = carried.clamp(-self.eps, self.eps)  # drawn in the full ball, which a warm-up has not reached yet
+        """`carried` [B, C, H, W], `average` [B]; unless `adaptive` the step is eps and the averages are unchanged."""
+        carried = carried.clamp(-self.eps, self.eps)  # drawn in the full ball, though eps may still warm up
         start = (images + carried).clamp(0, 1).requires_grad_(True)
-        # of the sum and not of the mean: each sample's gradient is then its own, whatever the batch size
+        # a sum and not a mean, so that each sample's gradient does not depend on the batch size
         loss = torch.nn.functional.cross_entropy(self.get_logits(start), labels, reduction="sum")
         (gradient,) = torch.autograd.grad(loss, start)
         if adaptive:
-            norms = gradient.flatten(1).float() / getattr(self.model, "gradient_scale", 1.0)
-            squared = (
-                norms.square().sum(1).nan_to_num(posinf=1e9)
-            )  # float16 may overflow; the average must not keep that
+            unscaled = gradient.flatten(1).float() / self.gradient_scale
+            # float16 may overflow; the average must not keep that
+            squared = unscaled.square().sum(1).nan_to_num(posinf=1e9)
             average = self.decay * average + (1 - self.decay) * squared
             self.step = adaptive_step(average, **self.rule)
         else:
@@ -81,14 +83,14 @@ class CarriedStep(Attack):
 
 
 class ATAS(Defense):
-    """Keeps for each sample its perturbation, on the frame before cropping, and an average of its gradient norm."""
+    """Stores each sample's perturbation, in the frame before cropping, and the average of its squared gradient norm."""
 
     options: AtasOptions
     norms = ("Linf",)
 
     def setup(self, run: TrainContext) -> None:
         super().setup(run)
-        options, small = self.options, run.image_size <= 64
+        options, small = self.options, run.image_size <= SMALL_IMAGE
         if run.frame_size is None:
             raise UserError(
                 "method 'atas' carries perturbations through crop and flip, which augmentation "

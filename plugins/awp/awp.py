@@ -23,11 +23,11 @@ TINY = 1e-20
 
 
 def weight_perturbation(weights: Sequence[Tensor], gradients: Sequence[Tensor], *, gamma: float) -> list[Tensor]:
-    """For each layer its gradient, scaled to `gamma` times the norm of its weights (section 3.2, equation 10).
+    """The gradient of each layer, scaled to `gamma` times the norm of its weights (section 3.2, equation 10).
 
     Args:
         weights, gradients: tensors of equal shapes, one pair per layer.
-        gamma: relative length; 0.005 to 0.01 in the paper.
+        gamma: relative norm; 0.005 to 0.01 in the paper.
     """
     sizes = torch._foreach_norm(list(weights))
     lengths = torch._foreach_norm(list(gradients))
@@ -36,10 +36,10 @@ def weight_perturbation(weights: Sequence[Tensor], gradients: Sequence[Tensor], 
 
 
 class AWP(Modifier):
-    """Climbs the loss in weight space, lets the update take its gradient there, and puts the weights back.
+    """Ascends the loss in weight space, takes the update's gradient there, and restores the weights.
 
-    The authors' code takes the climb on a copy of the network and undoes the perturbation after the optimizer's step;
-    here the weights come back before it, bit for bit, so that weight decay acts on the weights themselves.
+    The authors' code computes the ascent on a copy of the network and undoes the perturbation after the optimizer's
+    step; here the weights are restored before it, bit for bit, so that weight decay acts on the weights themselves.
     """
 
     options: AwpOptions
@@ -69,18 +69,18 @@ class AWP(Modifier):
                 torch._foreach_copy_(self.layers, kept)
 
     def _gradients(self, loss: Callable[[], Tensor]) -> list[Tensor]:
-        """Of the loss, by the weights of all layers; the random stream and BatchNorm's statistics stay as they are."""
+        """Gradients of the loss for all layers; random state and BatchNorm statistics are left unchanged."""
         with ExitStack() as stack:
             stack.enter_context(preserve_rng_state())
             for network in (self.run.unwrapped_model, self.run.auxiliary_model):
                 stack.enter_context(frozen_statistics(network) if network else nullcontext())
-            value = loss() * self.run.attacker.view.gradient_scale  # a power of two, gone with the gradient's length
+            value = loss() * self.run.attacker.gradient_scale  # a power of two, undone by the normalisation
             found = torch.autograd.grad(value, self.layers, allow_unused=True)
         gradients = [
             torch.zeros_like(weight) if gradient is None else gradient
             for weight, gradient in zip(self.layers, found, strict=True)
         ]
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            for gradient in gradients:  # every process climbs the loss of the whole batch
+            for gradient in gradients:  # every process ascends the loss of the whole batch
                 dist.all_reduce(gradient)
         return gradients

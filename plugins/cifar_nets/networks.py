@@ -1,4 +1,4 @@
-"""The networks of the adversarial-training papers for 32x32 images, registered with timm.
+"""Networks of the adversarial-training literature for 32x32 images, registered with timm.
 
 PreAct ResNet-18 (He et al., 2016), ResNet-18 with a 3x3 stem, and WideResNet-28-10 and -34-10 (Zagoruyko and Komodakis,
 2016), each with ReLU and, under the suffix `_silu`, with SiLU. Total stride 8 (ResNets) or 4 (WideResNets).
@@ -19,7 +19,7 @@ MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # CIFAR-10
 
 
 class PreActBlock(nn.Module):
-    """Norm, activation, convolution, twice; a shortcut that changes shape starts from the first activation."""
+    """Pre-activation residual block; a projection shortcut starts from the first activation."""
 
     def __init__(self, width_in: int, width: int, stride: int, act_layer: type[nn.Module], drop_rate: float) -> None:
         super().__init__()

@@ -18,5 +18,5 @@ class FGSM(Defense):
     options: FgsmOptions
 
     def perturb(self, batch: Batch) -> Perturbed:
-        step = self.options.step_ratio * self.run.threat.eps
+        step = self.times_eps(self.options.step_ratio)
         return Perturbed(self.attack(batch.images, batch.targets, "fgsm", bn=self.options.attack_bn, eps=step))

@@ -1,4 +1,4 @@
-"""FGSM-MEP: prior from the momentum over all previous epochs.
+"""FGSM-MEP: initial perturbations from the momentum of all previous epochs.
 
 X. Jia, Y. Zhang, X. Wei, B. Wu, K. Ma, J. Wang, X. Cao, Prior-Guided Adversarial Initialization for Fast Adversarial
 Training, ECCV 2022, arXiv:2207.08859 (the number is from memory).
@@ -25,6 +25,8 @@ def soft_labels(targets: Tensor, num_classes: int, smoothing: float) -> Tensor:
 
     Args:
         targets: int64 [B].
+        num_classes: number of classes K.
+        smoothing: mass of the other classes together.
 
     Returns:
         float32 [B, K], rows sum to 1.
@@ -36,19 +38,19 @@ def soft_labels(targets: Tensor, num_classes: int, smoothing: float) -> Tensor:
 def next_prior(
     prior: Tensor, momentum: Tensor, gradient: Tensor, *, decay: float, step: float, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """What the next epoch starts from: (perturbation, momentum).
+    """Initial (perturbation, momentum) of the next epoch.
 
     Args:
         prior, momentum, gradient: [B, C, H, W]; the gradient is already divided by its mean absolute value.
-        decay: of the momentum.
-        step, eps: in units of the [0, 1] range.
+        decay: decay of the momentum.
+        step, eps: step size and radius, in units of the [0, 1] range.
     """
     momentum = gradient + decay * momentum
     return (prior + step * momentum.sign()).clamp(-eps, eps), momentum
 
 
 class PriorFGSM(Attack):
-    """FGSM from given perturbations; keeps the gradient there, as `gradient`."""
+    """FGSM from given perturbations; stores the gradient there as `gradient`."""
 
     def __init__(self, model: torch.nn.Module, eps: float, alpha: float) -> None:
         super().__init__("PriorFGSM", model)
@@ -64,10 +66,10 @@ class PriorFGSM(Attack):
 
 
 class FGSMMEP(Defense):
-    """One step from each sample's prior; the logits at both ends are held together.
+    """One step from each sample's prior, and a penalty on the distance of the logits before and after it.
 
-    As in the released code the prior lies in the coordinates of the crop: it does not follow the image through crop and
-    flip, which change from epoch to epoch.
+    As in the released code the prior is in the coordinates of the crop: it does not follow the image through crop and
+    flip, which differ between epochs.
     """
 
     options: FgsmMepOptions
@@ -86,15 +88,15 @@ class FGSMMEP(Defense):
 
     def on_epoch_start(self, epoch: int) -> None:
         if epoch % self.options.reset_epochs == 0:
-            step = min(1.0, self.options.step_ratio) * self.run.threat.eps
+            step = self.times_eps(min(1.0, self.options.step_ratio))
             self.priors.fill_uniform(step, self.run.seed + epoch, corners=True)
             self.momenta.fill(0.0)
 
     def perturb(self, batch: Batch) -> Perturbed:
-        options, eps = self.options, self.run.threat.eps
+        options = self.options
         prior = self.priors[batch.index]
         labels = soft_labels(batch.targets, self.run.num_classes, options.smoothing)
-        attack = self.run.attacker.build(PriorFGSM, alpha=options.step_ratio * eps)
+        attack = self.run.attacker.build(PriorFGSM, alpha=self.times_eps(options.step_ratio))
         images = self.attack(batch.images, labels, attack, prior, bn=options.attack_bn)
         extras = {"prior": prior, "labels": labels, "gradient": attack.gradient}
         return Perturbed(images, extras)
@@ -115,7 +117,7 @@ class FGSMMEP(Defense):
             self.momenta[batch.index],
             gradient,
             decay=options.decay,
-            step=options.step_ratio * eps,
+            step=self.times_eps(options.step_ratio),
             eps=eps,
         )
         self.priors[batch.index], self.momenta[batch.index] = prior, momentum

@@ -17,5 +17,5 @@ class FGSMRS(Defense):
     options: FgsmRsOptions
 
     def perturb(self, batch: Batch) -> Perturbed:
-        step = self.options.step_ratio * self.run.threat.eps
+        step = self.times_eps(self.options.step_ratio)
         return Perturbed(self.attack(batch.images, batch.targets, "ffgsm", bn=self.options.attack_bn, alpha=step))

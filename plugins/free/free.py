@@ -19,13 +19,13 @@ from .options import FreeOptions
 
 
 def free_update(delta: Tensor, gradient: Tensor, images: Tensor, *, step: float, eps: float) -> Tensor:
-    """The perturbation after one backward: a signed step, held to the ball.
+    """The perturbation after one backward pass: a signed step, projected into the ball.
 
     Args:
         delta: [B, C, H, W], in the ball.
-        gradient: [B, C, H, W], of the loss at clip(images + delta, 0, 1); a clipped pixel passes none on.
+        gradient: [B, C, H, W], of the loss at clip(images + delta, 0, 1); a clipped pixel has none.
         images: [B, C, H, W] in [0, 1].
-        step, eps: in units of the [0, 1] range.
+        step, eps: step size and radius, in units of the [0, 1] range.
     """
     raw = images + delta
     passed = gradient.sign() * ((raw >= 0) & (raw <= 1))
@@ -33,9 +33,9 @@ def free_update(delta: Tensor, gradient: Tensor, images: Tensor, *, step: float,
 
 
 class Free(Defense):
-    """One perturbation for all batches, never reset; the update's own backward gives its gradient.
+    """One perturbation shared by all batches, never reset; its gradient comes from the update's own backward pass.
 
-    `perturb` hands out a leaf that requires grad, so no pass is spent on the attack; `replays` makes the engine take
+    `perturb` returns a leaf that requires grad, so the attack costs no pass of its own; `replays` makes the engine take
     that many steps on each batch.
     """
 
@@ -52,17 +52,17 @@ class Free(Defense):
         self.delta = torch.zeros(shape, device=run.device)
 
     def perturb(self, batch: Batch) -> Perturbed:
-        rows = self.delta[: len(batch)]  # a smaller last batch touches the first rows only
+        rows = self.delta[: len(batch)]  # a smaller last batch uses the first rows only
         return Perturbed((batch.images + rows).clamp(0, 1).requires_grad_(True))
 
     def commit(self, batch: Batch, perturbed: Perturbed, output: StepOutput) -> None:
         gradient, eps, rows = perturbed.images.grad, self.run.threat.eps, self.delta[: len(batch)]
         if gradient is not None:
-            rows.copy_(free_update(rows, gradient, batch.images, step=self.options.step_ratio * eps, eps=eps))
+            rows.copy_(free_update(rows, gradient, batch.images, step=self.times_eps(self.options.step_ratio), eps=eps))
 
     def on_epoch_end(self, epoch: int) -> None:
         if dist.is_available() and dist.is_initialized():
-            dist.broadcast(self.delta, 0)  # the first process's is what a resumed run starts from
+            dist.broadcast(self.delta, 0)  # a resumed run starts from the first process's
 
     def state_dict(self) -> dict[str, Any]:
         return {"delta": self.delta.cpu().clone()}

@@ -7,14 +7,14 @@ Defenses, NeurIPS 2020, arXiv:2011.14969.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchattacks.attack import Attack
 
-from timm_robust.attacks.steps import signed_step
+from timm_robust.attacks.steps import corner_start, signed_step
 from timm_robust.data.batch import Batch
 from timm_robust.defense import Defense, Perturbed, StepOutput
 
@@ -22,7 +22,7 @@ from .options import GatOptions
 
 
 def squared_distance(clean_logits: Tensor, adversarial_logits: Tensor) -> Tensor:
-    """Batch mean of the squared Euclidean distance of two predictions.
+    """Batch mean of the squared Euclidean distance between two predictions.
 
     Args:
         clean_logits, adversarial_logits: [B, K].
@@ -31,12 +31,12 @@ def squared_distance(clean_logits: Tensor, adversarial_logits: Tensor) -> Tensor
 
 
 class GuidedStep(Attack):
-    """One signed step from a random corner of a small box, on cross-entropy and perhaps a distance to the clean logits.
+    """One signed step from a random corner of a small box, on cross-entropy plus an optional distance of the logits.
 
     Args:
-        model: the network under attack.
-        eps, alpha, noise: radius, step and half width of the box, in units of the [0, 1] range.
-        distance: of (clean logits, adversarial logits); a scalar.
+        model: network under attack.
+        eps, alpha, noise: radius, step size and half width of the box, in units of the [0, 1] range.
+        distance: function of (clean logits, adversarial logits) to a scalar.
     """
 
     def __init__(
@@ -51,9 +51,8 @@ class GuidedStep(Attack):
         self.eps, self.alpha, self.noise, self.distance = eps, alpha, noise, distance
 
     def forward(self, images: Tensor, labels: Tensor, weight: float = 0.0) -> Tensor:
-        """`weight` of the distance; 0 leaves it, and the clean forward, out."""
-        corner = torch.empty_like(images).bernoulli_(0.5).mul_(2).sub_(1)
-        start = (images + self.noise * corner).clamp(0, 1).requires_grad_(True)
+        """`weight` of the distance; 0 skips it and the clean forward pass."""
+        start = corner_start(images, self.noise).requires_grad_(True)
         logits = self.get_logits(start)
         loss = F.cross_entropy(logits, labels)
         if weight:
@@ -64,22 +63,33 @@ class GuidedStep(Attack):
         return signed_step(start, gradient, images, alpha=self.alpha, eps=self.eps)
 
 
-class Guided(Defense):
-    """What GAT and NuAT share: the guided step, guided every other time, and clean loss plus a weighted distance."""
+class GuidedOptions(Protocol):
+    """Options that GAT and NuAT have in common."""
 
+    noise_ratio: float
+    step_ratio: float
+    attack_bn: str
+
+
+class Guided(Defense):
+    """Base of GAT and NuAT: an attack that is guided in every other step, and clean loss plus a weighted distance."""
+
+    options: GuidedOptions
     norms = ("Linf",)
     iteration = 0
     weight = 0.0
 
     def distance(self, clean_logits: Tensor, adversarial_logits: Tensor) -> Tensor:
-        """The method's own."""
+        """Distance between two predictions [B, K], a scalar; differs by method."""
         raise NotImplementedError
 
     def perturb(self, batch: Batch) -> Perturbed:
-        options: Any = self.options
-        eps = self.run.threat.eps
+        options = self.options
         attack = self.run.attacker.build(
-            GuidedStep, alpha=options.step_ratio * eps, noise=options.noise_ratio * eps, distance=self.distance
+            GuidedStep,
+            alpha=self.times_eps(options.step_ratio),
+            noise=self.times_eps(options.noise_ratio),
+            distance=self.distance,
         )
         weight = self.weight if self.iteration % 2 else 0.0
         return Perturbed(self.attack(batch.images, batch.targets, attack, weight, bn=options.attack_bn))
@@ -102,7 +112,7 @@ class Guided(Defense):
 
 
 class GAT(Guided):
-    """The distance is that of the predicted probabilities, squared."""
+    """Guided training with the squared distance of probabilities."""
 
     options: GatOptions
 

@@ -18,7 +18,7 @@ from .options import GradAlignOptions
 
 
 def alignment_penalty(gradient: Tensor, other: Tensor) -> Tensor:
-    """1 minus the mean cosine of two gradients per sample (paper, section 4); 0 where no sample has both.
+    """1 minus the mean cosine similarity of two gradients (paper, section 4); 0 if no sample has two gradients.
 
     Args:
         gradient, other: [B, ...]; samples with a zero gradient are left out of the mean.
@@ -31,12 +31,12 @@ def alignment_penalty(gradient: Tensor, other: Tensor) -> Tensor:
 
 
 def default_weight(eps: float) -> float:
-    """The authors' weight for CIFAR-10: 0.2 at 8/255, geometric in eps, 2.0 at 16/255."""
+    """The authors' weight for CIFAR-10: 0.2 at 8/255, 2.0 at 16/255, geometric in eps."""
     return 0.2 * 10 ** ((255 * eps - 8) / 8)
 
 
 class KeepingFGSM(Attack):
-    """FGSM that keeps the gradient at the clean images, as `gradient`: the penalty needs the same one."""
+    """FGSM that stores the gradient at the clean images as `gradient`, since the penalty needs it too."""
 
     def __init__(self, model: torch.nn.Module, eps: float) -> None:
         super().__init__("KeepingFGSM", model)
@@ -51,14 +51,14 @@ class KeepingFGSM(Attack):
 
 
 class GradAlign(Defense):
-    """Cross-entropy on FGSM's images plus the penalty; the gradient at noisy images is differentiated once more."""
+    """Cross-entropy on FGSM's images plus the penalty, which differentiates the gradient at noisy images."""
 
     options: GradAlignOptions
     norms = ("Linf",)
     differentiates_twice = True
 
     def perturb(self, batch: Batch) -> Perturbed:
-        attack = self.run.attacker.build(KeepingFGSM, eps=self.options.step_ratio * self.run.threat.eps)
+        attack = self.run.attacker.build(KeepingFGSM, eps=self.times_eps(self.options.step_ratio))
         images = self.attack(batch.images, batch.targets, attack, bn=self.options.attack_bn)
         eps = self.run.threat.eps
         noise = torch.empty_like(batch.images).uniform_(-eps, eps)
@@ -68,7 +68,7 @@ class GradAlign(Defense):
         weight = default_weight(self.run.threat.eps) if self.options.weight is None else self.options.weight
         noisy = perturbed.extras["noisy"].detach().requires_grad_(True)
         with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
-            # the cosine does not feel a factor; float16 does, where a batch mean underflows
+            # a sum, since in float16 the gradient of a batch mean underflows; the cosine ignores the factor
             noisy_loss = F.cross_entropy(self.run.model(noisy).float(), batch.targets, reduction="sum")
             (gradient,) = torch.autograd.grad(noisy_loss, noisy, create_graph=True)
         logits = self.run.model(perturbed.images)

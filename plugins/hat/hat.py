@@ -30,9 +30,9 @@ def hat_loss(
     """TRADES' loss plus `gamma` times the cross-entropy on helper images.
 
     Args:
-        clean_loss: scalar, the cross-entropy on clean images.
+        clean_loss: scalar, cross-entropy on clean images.
         clean_logits, adversarial_logits, helper_logits: [B, K].
-        helper_labels: int64 [B], what a standard network says of the adversarial images.
+        helper_labels: int64 [B], predictions of a standard network on the adversarial images.
         beta, gamma: weights of the divergence and of the helper images.
     """
     robust = trades_loss(clean_loss, clean_logits, adversarial_logits, beta=beta)
@@ -40,7 +40,7 @@ def hat_loss(
 
 
 class HAT(TRADES):
-    """TRADES with its attack, and images beyond the ball that a standard network labels by what it sees at its edge."""
+    """TRADES plus helper images beyond the ball, labelled by a standard network's prediction at the ball's edge."""
 
     options: HatOptions
 
@@ -49,7 +49,7 @@ class HAT(TRADES):
         helper_images = batch.images + options.h * (perturbed.images - batch.images)  # not clipped to [0, 1]
         with torch.no_grad():
             helper_labels = self.run.teachers["helper"](perturbed.images).argmax(1)
-        # three forwards and not one: BatchNorm sees each kind of image by itself, as in the released code
+        # three forward passes, so that BatchNorm sees each kind of image separately, as in the released code
         clean_logits, adversarial_logits, helper_logits = map(model, (batch.images, perturbed.images, helper_images))
         clean_loss = self.cross_entropy(clean_logits, batch.targets)
         loss = hat_loss(

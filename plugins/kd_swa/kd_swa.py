@@ -1,4 +1,4 @@
-"""KD-SWA: knowledge distillation against robust overfitting; the averaging of weights is the modifier `swa`.
+"""KD-SWA: knowledge distillation against robust overfitting; its weight averaging is the modifier `swa`.
 
 T. Chen, Z. Zhang, S. Liu, S. Chang, Z. Wang, Robust Overfitting may be mitigated by properly learned smoothening,
 ICLR 2021.
@@ -17,21 +17,21 @@ from .options import KdSwaOptions
 
 
 def distillation_loss(logits: Tensor, teacher_logits: Tensor, *, temperature: float) -> Tensor:
-    """Batch mean of KL(teacher || student) of softened predictions, times the temperature's square.
+    """Batch mean of KL(teacher || student) of softened predictions, times the squared temperature.
 
-    The released code has the cross-entropy, which is this plus the teacher's entropy: the gradient is the same, and 0
-    says here that the teacher is matched. The square keeps gradients of one size whatever the temperature.
+    The released code uses the cross-entropy, which is this plus the teacher's entropy: the gradient is the same, and
+    this is 0 where the teacher is matched. The square keeps the gradients' scale independent of the temperature.
 
     Args:
         logits, teacher_logits: [B, K].
-        temperature: what both are divided by.
+        temperature: divisor of both logits.
     """
     student, teacher = (F.log_softmax(each / temperature, dim=1) for each in (logits, teacher_logits))
     return temperature**2 * F.kl_div(student, teacher, log_target=True, reduction="batchmean")
 
 
 class KDSWA(Defense):
-    """PGD's images, learned from the labels and from two frozen teachers that see the same images."""
+    """PGD training with the labels and with two frozen teachers' predictions on the same images."""
 
     options: KdSwaOptions
 

@@ -26,7 +26,7 @@ def lbgat_loss(
     Gradients flow into the natural logits too, so that the natural network learns a boundary that can be followed.
 
     Args:
-        natural_loss: scalar, the cross-entropy of the natural network on clean images.
+        natural_loss: scalar, cross-entropy of the natural network on clean images.
         natural_logits: [B, K], of the natural network on clean images.
         clean_logits, adversarial_logits: [B, K], of the robust network.
         beta: weight of the divergence.
@@ -36,7 +36,7 @@ def lbgat_loss(
 
 
 class LBGAT(TRADES):
-    """The robust network sees no label: it follows the logits of a natural one that is trained beside it."""
+    """The robust network is trained without labels: it follows the logits of a natural network trained with it."""
 
     options: LbgatOptions
 
@@ -47,7 +47,7 @@ class LBGAT(TRADES):
     def loss(self, batch: Batch, perturbed: Perturbed) -> StepOutput:
         beta = self.options.beta
         adversarial_logits = self.run.model(perturbed.images)
-        with torch.set_grad_enabled(beta > 0):  # at 0 too: the released code's BatchNorm sees clean images either way
+        with torch.set_grad_enabled(beta > 0):  # at 0 too, since the released code's BatchNorm always sees clean images
             clean_logits = self.run.model(batch.images)
         natural_logits = self.run.auxiliary_model(batch.images)
         natural_loss = self.cross_entropy(natural_logits, batch.targets)

@@ -9,9 +9,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchattacks.attack import Attack
 
-from timm_robust.attacks.steps import signed_step
+from timm_robust.attacks.pgd import GaussianStartPGD
 from timm_robust.data.batch import Batch
 from timm_robust.defense import Defense, Perturbed, StepOutput
 
@@ -24,7 +23,7 @@ def mart_loss(
     """Boosted cross-entropy plus `beta` times the mean of (1 - p_y(x)) KL(p(x) || p(x')); nothing is detached.
 
     Args:
-        adversarial_loss: scalar, the cross-entropy on adversarial images; the boost by the margin is added here.
+        adversarial_loss: scalar, cross-entropy on adversarial images, to which the margin term is added.
         clean_logits, adversarial_logits: [B, K].
         targets: int64 [B].
         beta: weight of the regulariser, called lambda in the paper.
@@ -41,42 +40,16 @@ def mart_loss(
     return adversarial_loss + margin + beta * (weight * divergence).mean()
 
 
-class GaussianStartPGD(Attack):
-    """PGD on cross-entropy that starts 0.001 of Gaussian noise away from the image, and not anywhere in the ball.
-
-    Args:
-        model: the network under attack.
-        eps, alpha: radius and step, in units of the [0, 1] range.
-        steps: number of steps.
-    """
-
-    def __init__(self, model: torch.nn.Module, eps: float, alpha: float, steps: int) -> None:
-        super().__init__("GaussianStartPGD", model)
-        self.eps, self.alpha, self.steps = eps, alpha, steps
-
-    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        adversarial = (images + 0.001 * torch.randn_like(images)).clamp(0, 1)
-        for _ in range(self.steps):
-            adversarial.requires_grad_(True)
-            loss = F.cross_entropy(self.get_logits(adversarial), labels)
-            (gradient,) = torch.autograd.grad(loss, adversarial)
-            adversarial = signed_step(adversarial, gradient, images, alpha=self.alpha, eps=self.eps)
-        return adversarial
-
-
 class MART(Defense):
-    """Boosted cross-entropy on adversarial images, and a divergence that counts most where the network is unsure."""
+    """Boosted cross-entropy on adversarial images, and a divergence with most weight where the network is unsure."""
 
     options: MartOptions
     norms = ("Linf",)
 
     def perturb(self, batch: Batch) -> Perturbed:
         options = self.options
-        step = options.step_ratio * self.run.threat.eps
-        images = self.attack(
-            batch.images, batch.targets, GaussianStartPGD, bn=options.attack_bn, alpha=step, steps=options.steps
-        )
-        return Perturbed(images)
+        settings = {"steps": options.steps, "alpha": self.times_eps(options.step_ratio), "bn": options.attack_bn}
+        return Perturbed(self.attack(batch.images, batch.targets, GaussianStartPGD, **settings))
 
     def loss(self, batch: Batch, perturbed: Perturbed) -> StepOutput:
         clean_logits = self.run.model(batch.images)

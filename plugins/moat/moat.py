@@ -1,8 +1,8 @@
 """MOAT: multi-stage optimization based adversarial training.
 
 X. Wang, C. Song, L. Wang, K. He, Multi-stage Optimization based Adversarial Training, arXiv:2106.15357. Only the
-abstract could be read: training goes periodically through benign, single-step and multi-step examples. Here the stages
-are data.
+abstract was available: training cycles through benign, single-step and multi-step examples. Here the stages are an
+option.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .stages import Kind, mean_cost, parse_stages, period, stage_at
 
 
 class MOAT(Defense):
-    """Each batch is of the kind, or the mixture of kinds, that the stage at its place in the period says."""
+    """Trains each batch on the kind of examples, or mixture of kinds, of the current stage."""
 
     options: MoatOptions
     norms = ("Linf",)
@@ -38,7 +38,7 @@ class MOAT(Defense):
         self.epoch = epoch
 
     def may_be_best(self, epoch: int) -> bool:
-        """With stages of epochs only the end of a period, else the choice would depend on the stage."""
+        """With stages of epochs only at the end of a period, or the choice would depend on the stage."""
         at_end = (epoch + 1) % period(self.stages) == 0 or epoch + 1 == self.run.epochs
         return self.options.unit == "iteration" or at_end
 
@@ -49,15 +49,15 @@ class MOAT(Defense):
         return Perturbed(parts[-1][1], {"parts": parts})
 
     def _examples(self, kind: Kind, batch: Batch) -> Tensor:
-        options, eps = self.options, self.run.threat.eps
+        options = self.options
         if kind.name == "benign":
             return batch.images
         if kind.name == "fgsm":
             return self.attack(batch.images, batch.targets, "fgsm", bn=options.attack_bn)
         if kind.name == "fgsm-rs":
-            step = options.single_step_ratio * eps
+            step = self.times_eps(options.single_step_ratio)
             return self.attack(batch.images, batch.targets, "ffgsm", bn=options.attack_bn, alpha=step)
-        step = options.multi_step_ratio * eps
+        step = self.times_eps(options.multi_step_ratio)
         return self.attack(batch.images, batch.targets, "pgd", bn=options.attack_bn, steps=kind.steps, alpha=step)
 
     def loss(self, batch: Batch, perturbed: Perturbed) -> StepOutput:

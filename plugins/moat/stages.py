@@ -1,4 +1,4 @@
-"""The stages of MOAT, as text: `benign:1, fgsm-rs:1, 0.5*benign + 0.5*pgd-3:2`. Torch-free."""
+"""Parser of MOAT's stages, such as `benign:1, fgsm-rs:1, 0.5*benign + 0.5*pgd-3:2`. Torch-free."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PRESETS = {
     "r1": "benign:1, fgsm-rs:1, pgd-3:1",
     "r2": "benign:1, benign + fgsm-rs:1, benign + fgsm-rs + pgd-3:1",
 }
-"""Two readings of the abstract; both are ours, the paper's stages are not known to us."""
+"""Two readings of the abstract, both ours: the paper's stages are unknown to us."""
 
 EXPECTED = (
     "expected stages such as 'benign:1, fgsm-rs:1, 0.5*benign + 0.5*pgd-3:2' "
@@ -21,7 +21,7 @@ EXPECTED = (
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of example: `steps` of attack, 0 for clean images; one step starts at the image or at random."""
+    """Kind of examples and its weight; `steps` is the number of attack steps, 0 for clean images."""
 
     name: str
     steps: int
@@ -31,22 +31,22 @@ class Kind:
 
 @dataclass(frozen=True)
 class Stage:
-    """What a batch trains on, for `length` iterations or epochs."""
+    """Mixture of examples that is trained on for `length` iterations or epochs."""
 
     kinds: tuple[Kind, ...]
     length: int
 
     @property
     def cost(self) -> float:
-        """Forward-backward passes per image: each kind costs its attack steps and one update."""
+        """Forward-backward passes per image: the attack steps of each kind plus one update."""
         return sum(kind.steps + 1 for kind in self.kinds)
 
 
 def parse_stages(text: str) -> tuple[Stage, ...]:
-    """The stages of one period.
+    """Parses the stages of one period.
 
     Raises:
-        UserError: not in the form that `EXPECTED` says, or weights of a stage that do not sum to 1.
+        UserError: text that is not of the form in `EXPECTED`, or weights of a stage that do not sum to 1.
     """
     written = PRESETS.get(text.strip().lower(), text)
     stages = []
@@ -54,7 +54,7 @@ def parse_stages(text: str) -> tuple[Stage, ...]:
         mixture, _, length = part.rpartition(":")
         if not re.fullmatch(r"\s*[1-9]\d*\s*", length):
             raise UserError(
-                f"option 'stages' is {text!r}: the length {length.strip()!r} is no whole number; {EXPECTED}"
+                f"option 'stages' is {text!r}: the length {length.strip()!r} is not a positive integer; {EXPECTED}"
             )
         kinds = [_kind(word, text) for word in mixture.split("+")]
         given = [weight for *_, weight in kinds if weight is not None]
@@ -70,18 +70,18 @@ def parse_stages(text: str) -> tuple[Stage, ...]:
 def _kind(word: str, text: str) -> tuple[str, int, bool, float | None]:
     match = re.fullmatch(r"\s*(?:(\d+\.?\d*|\.\d+)\s*\*\s*)?(benign|fgsm-rs|fgsm|pgd-([1-9]\d*))\s*", word)
     if not match:
-        raise UserError(f"option 'stages' is {text!r}: {word.strip()!r} is no kind of example; {EXPECTED}")
+        raise UserError(f"option 'stages' is {text!r}: {word.strip()!r} is not a kind of examples; {EXPECTED}")
     name, steps = match[2], int(match[3] or 1)
     return name, 0 if name == "benign" else steps, name != "fgsm", float(match[1]) if match[1] else None
 
 
 def period(stages: tuple[Stage, ...]) -> int:
-    """Iterations or epochs until the stages start again."""
+    """Iterations or epochs until the stages repeat."""
     return sum(stage.length for stage in stages)
 
 
 def stage_at(stages: tuple[Stage, ...], position: int) -> Stage:
-    """The stage that iteration or epoch `position` (from 0) of the run falls into."""
+    """The stage of iteration or epoch `position` (from 0)."""
     position %= period(stages)
     return [stage for stage in stages for _ in range(stage.length)][position]
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torchattacks.attack import Attack
 
+from timm_robust.attacks.steps import uniform_start
 from timm_robust.data.batch import Batch
 from timm_robust.defense import Defense, Perturbed
 
@@ -17,11 +18,11 @@ from .options import NFgsmOptions
 
 
 class NFGSM(Attack):
-    """Noise that becomes part of the perturbation, then one signed step; held to [0, 1] but not to the ball.
+    """Noise that becomes part of the perturbation, then one signed step; clipped to [0, 1] but not to the ball.
 
     Args:
-        model: the network under attack.
-        alpha: length of the step, in units of the [0, 1] range.
+        model: network under attack.
+        alpha: step size, in units of the [0, 1] range.
         noise: half width of the uniform noise, same unit. The result lies up to `noise + alpha` from the image.
     """
 
@@ -30,7 +31,7 @@ class NFGSM(Attack):
         self.alpha, self.noise = alpha, noise
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        noisy = (images + torch.empty_like(images).uniform_(-self.noise, self.noise)).clamp(0, 1).requires_grad_(True)
+        noisy = uniform_start(images, self.noise).requires_grad_(True)
         loss = torch.nn.functional.cross_entropy(self.get_logits(noisy), labels)
         (gradient,) = torch.autograd.grad(loss, noisy)
         return (noisy.detach() + self.alpha * gradient.sign()).clamp(0, 1)
@@ -47,8 +48,6 @@ class NFGSMTraining(Defense):
         self.eps_multiplier = options.noise_ratio + options.step_ratio
 
     def perturb(self, batch: Batch) -> Perturbed:
-        options, eps = self.options, self.run.threat.eps
-        alpha, noise = options.step_ratio * eps, options.noise_ratio * eps
-        return Perturbed(
-            self.attack(batch.images, batch.targets, NFGSM, bn=options.attack_bn, alpha=alpha, noise=noise)
-        )
+        options = self.options
+        settings = {"alpha": self.times_eps(options.step_ratio), "noise": self.times_eps(options.noise_ratio)}
+        return Perturbed(self.attack(batch.images, batch.targets, NFGSM, bn=options.attack_bn, **settings))

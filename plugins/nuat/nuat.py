@@ -13,18 +13,18 @@ from .options import NuatOptions
 
 
 def nuclear_distance(clean_logits: Tensor, adversarial_logits: Tensor, batch_size: int) -> Tensor:
-    """Sum of the singular values of the logit differences, per image of a full batch.
+    """Nuclear norm of the logit differences, divided by the batch size.
 
     Args:
         clean_logits, adversarial_logits: [B, K].
-        batch_size: the configured one, also for a smaller last batch (released code).
+        batch_size: configured batch size, also for a smaller last batch (released code).
     """
     difference = (clean_logits - adversarial_logits).float()  # singular values need float32
     return torch.linalg.matrix_norm(difference, ord="nuc") / batch_size
 
 
 class NuAT(Guided):
-    """The distance is the nuclear norm; its weight grows through the run."""
+    """Guided training with the nuclear norm as distance, whose weight grows during training."""
 
     options: NuatOptions
 

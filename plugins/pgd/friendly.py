@@ -1,4 +1,4 @@
-"""Friendly adversarial data: PGD that leaves an image alone once it is misclassified.
+"""Friendly adversarial training: PGD that freezes an image once it is misclassified.
 
 J. Zhang, X. Xu, B. Han, G. Niu, L. Cui, M. Sugiyama, M. Kankanhalli, Attacks Which Do Not Kill Training Make
 Adversarial Learning Stronger, ICML 2020, arXiv:2002.11242.
@@ -9,20 +9,18 @@ from __future__ import annotations
 from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torchattacks.attack import Attack
 
-from timm_robust.attacks.steps import signed_step
+from timm_robust.attacks.pgd import ObjectivePGD
 from timm_robust.errors import UserError
 from timm_robust.recipes.recipe import share_pairs
 
 
 def patience(stop_after: str) -> list[tuple[float, int]]:
-    """The count of each part of the run, from `1` or `0:1,60/110:2`: (share of the run where it begins, count).
+    """Parses `1` or `0:1,60/110:2` into (fraction of training where a count begins, count).
 
     Raises:
-        UserError: not counts of at least 1 at increasing shares from 0 on.
+        UserError: not counts of at least 1 at increasing fractions from 0 on.
     """
     try:
         pairs = share_pairs(stop_after if ":" in stop_after else f"0:{stop_after}")
@@ -31,43 +29,40 @@ def patience(stop_after: str) -> list[tuple[float, int]]:
     rising = all(one < other for (one, _), (other, _) in pairwise([*pairs, (1.0, 1.0)]))
     if not pairs or pairs[0][0] != 0 or not rising or not all(n >= 1 and n.is_integer() for _, n in pairs):
         raise UserError(
-            f"option 'stop_after' is {stop_after!r}: expected a count such as 1, or counts from shares of the run on "
+            f"option 'stop_after' is {stop_after!r}: expected a count such as 1, or counts by fraction of training "
             "such as 0:1,60/110:2"
         )
     return [(share, int(count)) for share, count in pairs]
 
 
-class EarlyStoppedPGD(Attack):
-    """PGD in which each image rests once it was found misclassified `stop_after` times; 1 is at once.
+class EarlyStoppedPGD(ObjectivePGD):
+    """PGD that freezes each image after it was misclassified `stop_after` times; 1 stops at once.
 
-    The whole batch goes through the network in each step, as the images that rest are not known on the host.
+    The whole batch goes through the network in each step: which images are frozen is not known on the host.
 
     Args:
-        model: the network under attack.
-        eps, alpha: radius and step, in units of the [0, 1] range.
+        model: network under attack.
+        eps, alpha: radius and step size, in units of the [0, 1] range.
         steps: number of steps.
-        random_start: whether to start at a uniform point of the ball, or at the image.
-        stop_after: tau + 1 in the paper's count.
+        random_start: start at a uniform point of the ball, or at the image.
+        stop_after: number of misclassified steps, tau + 1 in the paper's count.
     """
 
     def __init__(
         self, model: torch.nn.Module, eps: float, alpha: float, steps: int, random_start: bool, stop_after: int
     ) -> None:
-        super().__init__("EarlyStoppedPGD", model)
-        self.eps, self.alpha, self.steps = eps, alpha, steps
-        self.random_start, self.stop_after = random_start, stop_after
+        super().__init__(model, eps, alpha, steps, random_start)
+        self.stop_after = stop_after
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         """`labels` int64 [B]."""
-        adversarial = images
-        if self.random_start:
-            adversarial = (images + torch.empty_like(images).uniform_(-self.eps, self.eps)).clamp(0, 1)
+        adversarial = self.start(images) if self.random_start else images
         left = torch.full_like(labels, self.stop_after)
         for _ in range(self.steps):
             points = adversarial.detach().requires_grad_(True)
             logits = self.get_logits(points)
             left = left - (logits.argmax(1) != labels).long()
-            (gradient,) = torch.autograd.grad(F.cross_entropy(logits, labels), points)
-            stepped = signed_step(points, gradient, images, alpha=self.alpha, eps=self.eps)
+            (gradient,) = torch.autograd.grad(self.objective(logits, labels), points)
+            stepped = self.step(points, gradient, images)
             adversarial = torch.where((left > 0).view(-1, 1, 1, 1), stepped, adversarial)
         return adversarial

@@ -18,6 +18,6 @@ class PgdOptions(Options):
         None,
         help="friendly adversarial training: freeze an image after N misclassified steps; a count, or counts by "
         "fraction of training, e.g. 0:1,60/110:2,100/110:3",
-        source="none in Rice et al.; Bag of Tricks tests that schedule, and does not recommend it",
+        source="none in Rice et al.; Bag of Tricks has that schedule, and does not recommend it",
     )
     attack_bn: str = bn_option("train", source="Rice et al., released code")

@@ -12,14 +12,17 @@ from timm_robust.defense import Defense, Perturbed, TrainContext
 from timm_robust.errors import UserError
 
 from .friendly import EarlyStoppedPGD, patience
+from .options import PgdOptions
 
 
 class PGD(Defense):
     """Cross-entropy on PGD's images; the attack is the host's default, or stops early with `stop_after`."""
 
+    options: PgdOptions
+
     def setup(self, run: TrainContext) -> None:
         super().setup(run)
-        stop_after = getattr(self.options, "stop_after", None)  # methods that build on this one have no such option
+        stop_after = self.options.stop_after
         if stop_after and run.threat.norm != "Linf":
             raise UserError(f"option 'stop_after' of method 'pgd' knows the norm Linf only, not {run.threat.norm}")
         self.patience = patience(stop_after) if stop_after else [(0.0, 0)]
@@ -31,7 +34,5 @@ class PGD(Defense):
     def perturb(self, batch: Batch) -> Perturbed:
         if not self.stop_after:
             return super().perturb(batch)
-        settings = self.pgd_settings()
-        return Perturbed(
-            self.attack(batch.images, batch.targets, EarlyStoppedPGD, stop_after=self.stop_after, **settings)
-        )
+        settings = {"stop_after": self.stop_after, **self.pgd_settings()}
+        return Perturbed(self.attack(batch.images, batch.targets, EarlyStoppedPGD, **settings))

@@ -1,4 +1,4 @@
-"""Real images drawn at random, as many of each class: what a distilled data set of the same size has to beat."""
+"""Random real images, equally many per class: the baseline of distilled data of the same size."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from timm_robust.distiller import DistillContext, DistilledClass, Distiller, Pat
 from timm_robust.errors import UserError
 
 DRAWS = 103
-"""Key of the random stream that draws the images, apart from those of the loaders."""
+"""Key of the random stream that draws the images; distinct from the loaders'."""
 
 
 class RandomImages(Distiller):
-    """Draws images; each is whole, scaled and cropped as for an evaluation."""
+    """Draws images, each whole, resized and cropped as for evaluation."""
 
     def setup(self, context: DistillContext) -> None:
         super().setup(context)

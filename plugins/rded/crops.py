@@ -1,4 +1,4 @@
-"""Random square crops of real images, made by worker processes where the images are read."""
+"""Random square crops of real images, cut by the worker processes that read the images."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from timm_robust.data.streaming import worker_settings
 from timm_robust.errors import UserError
 
 CROPS = 101
-"""Key of the random stream of crops, apart from those of the loaders."""
+"""Key of the random stream of crops; distinct from the loaders'."""
 
 
 @dataclass
 class Crops:
-    """The crops of some images.
+    """Crops of a batch of images.
 
     Attributes:
         places: int64 [B], positions of the images in the split.
         boxes: int64 [B, M, 4], top, left, height and width in pixels of the stored image.
         pixels: uint8 [B, M, size, size, 3].
-        broken: one sentence for each image that could not be read, and is left out.
-        failure: what the user did wrong, if anything: workers garble exceptions.
+        broken: one sentence for each unreadable image, which is left out.
+        failure: message of a UserError, since workers garble exceptions.
     """
 
     places: Tensor
@@ -40,12 +40,12 @@ class Crops:
     failure: str | None = None
 
     def pin_memory(self) -> Crops:
-        """Called by the DataLoader, so that copies to the device need not wait."""
+        """Called by the DataLoader, so that copies to the device are asynchronous."""
         return Crops(self.places, self.boxes, self.pixels.pin_memory(), self.broken, self.failure)
 
 
 class _Reader(Dataset[Crops]):
-    """Where crops fall depends on (seed, position) alone: not on batches, workers or processes."""
+    """Data set of crops, whose boxes depend on (seed, position) only: not on batches, workers or processes."""
 
     def __init__(self, split: Split, size: int, count: int, smallest: float, seed: int) -> None:
         self.split, self.size, self.count, self.smallest, self.seed = split, size, count, smallest, seed
@@ -86,19 +86,19 @@ def read_crops(
     workers: int | None = None,
     device: torch.device | str = "cpu",
 ) -> Iterator[Crops]:
-    """Crops of the images at each of `parts`, in order; unreadable images are warned about and left out.
+    """Crops of the images in each of `parts`, in order; unreadable images are skipped with a warning.
 
     Args:
         split: real images.
-        parts: int64 [B], positions in the split.
-        size: side of a crop after scaling (bilinear, antialias), in pixels.
-        count: crops of each image.
-        smallest: share of the image's area that a crop has at least; it is a square.
-        seed: key of the draws.
+        parts: int64 [B] each, positions in the split.
+        size: side of a crop after resizing (bilinear, antialias), in pixels.
+        count: crops per image.
+        smallest: minimum area of a crop as a fraction of the image's; crops are square.
+        seed: random seed.
         workers, device: as in the loaders.
 
     Raises:
-        UserError: an image is not what it should be.
+        UserError: an image of the wrong kind.
     """
     loader = DataLoader(
         _Reader(split, size, count, smallest, seed),

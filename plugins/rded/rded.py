@@ -1,4 +1,4 @@
-"""RDED: the patches of real images that a trained network is surest of, several of them in each image.
+"""RDED: distilled images composed of the real patches that a trained network is most confident of.
 
 P. Sun, B. Shi, D. Yu, T. Lin, On the Diversity and Realism of Distilled Dataset: An Efficient Dataset Distillation
 Paradigm, CVPR 2024, arXiv:2312.03526. Written from a description of the released code.
@@ -19,23 +19,21 @@ from timm_robust.attacks.attacker import Attacker
 from timm_robust.data.augment import stream
 from timm_robust.distiller import DistillContext, DistilledClass, Distiller, Patch
 from timm_robust.errors import UserError
+from timm_robust.threat import SMALL_IMAGE
 
 from .crops import Crops, read_crops
 from .options import RdedOptions
 
 POOL = 102
-"""Key of the random stream that draws the images to score, apart from those of the loaders."""
-
-SMALL = 64
-"""Images of at most so many pixels are one patch each, unless the user says otherwise."""
+"""Key of the random stream that draws the images to score; distinct from the loaders'."""
 
 
 def realism(logits: Tensor, number: int) -> Tensor:
-    """How predictable the label is: minus the cross-entropy of the label, in float64, so that the surest still differ.
+    """Realism score: minus the cross-entropy of the label, in float64, so that the most confident crops still differ.
 
     Args:
         logits: [B, K].
-        number: of the class.
+        number: number of the class.
 
     Returns:
         float64 [B], at most 0.
@@ -44,7 +42,11 @@ def realism(logits: Tensor, number: int) -> Tensor:
 
 
 def ranks(ipc: int, factor: int) -> np.ndarray:
-    """Which patch goes where: rank k * ipc + i is cell k of image i, so each image has patches of every quality.
+    """Ranks of the patches of each image: rank k * ipc + i is cell k of image i, so that all images are equally good.
+
+    Args:
+        ipc: images per class.
+        factor: patches along each side of an image.
 
     Returns:
         int64 [ipc, factor^2], ranks from 0 (the best) by image and cell; cells row by row.
@@ -53,16 +55,16 @@ def ranks(ipc: int, factor: int) -> np.ndarray:
 
 
 def cell_sizes(size: int, factor: int) -> list[int]:
-    """Sides of the cells along a side of `size` pixels; what does not divide goes to the first cells."""
+    """Sides of the cells along a side of `size` pixels; the remainder goes to the first cells."""
     return [size // factor + (number < size % factor) for number in range(factor)]
 
 
 def stitch(patches: np.ndarray, size: int) -> np.ndarray:
-    """One image of several patches, row by row.
+    """One image composed of patches, row by row.
 
     Args:
-        patches: uint8 [factor^2, S, S, 3]; scaled (bilinear) where a cell is larger.
-        size: pixels of a side of the image.
+        patches: uint8 [factor^2, S, S, 3]; resized (bilinear) where a cell is larger.
+        size: side of the image in pixels.
 
     Returns:
         uint8 [size, size, 3].
@@ -83,12 +85,12 @@ def _scaled(patch: np.ndarray, width: int, height: int) -> np.ndarray:
 
 
 class Framed(nn.Module):
-    """A network that sees patches in the middle of an image of its mean colour.
+    """Wrapper that shows a network patches in the centre of an image of its mean colour.
 
     Args:
         network: images [N, 3, size, size] in [0, 1] -> logits.
-        mean: [1, 3, 1, 1], what it takes as 0.
-        size: pixels of a side of its images.
+        mean: [1, 3, 1, 1], colour that the network normalises to 0.
+        size: side of the network's images in pixels.
     """
 
     def __init__(self, network: nn.Module, mean: Tensor, size: int) -> None:
@@ -108,10 +110,10 @@ class Framed(nn.Module):
 
 
 class Best:
-    """The best of any number of patches; memory holds those, and not what was seen.
+    """The best of any number of patches; only those are kept in memory.
 
     Args:
-        count: how many are kept.
+        count: number of patches to keep.
     """
 
     def __init__(self, count: int) -> None:
@@ -124,11 +126,11 @@ class Best:
         return len(self.scores)
 
     def add(self, scores: np.ndarray, places: np.ndarray, boxes: np.ndarray, pixels: np.ndarray) -> None:
-        """The best crop of each image joins; the first one where scores are equal.
+        """Adds the best crop of each image; the first one of equal scores.
 
         Args:
             scores: float64 [B, M], of M crops of each image.
-            places: int64 [B], where the images are.
+            places: int64 [B], positions of the images in the split.
             boxes: int64 [B, M, 4].
             pixels: uint8 [B, M, P, P, 3].
         """
@@ -144,14 +146,14 @@ class Best:
 
 
 class RDED(Distiller):
-    """Scores random crops of real images, keeps the best of each image and the best images of each class."""
+    """Scores random crops of real images, and keeps the best crop of each image and the best of those in each class."""
 
     options: RdedOptions
 
     def setup(self, context: DistillContext) -> None:
         super().setup(context)
         options, size = self.options, context.image_size
-        self.factor = options.factor or (1 if size <= SMALL else 2)
+        self.factor = options.factor or (1 if size <= SMALL_IMAGE else 2)
         if self.factor > size:
             raise UserError(f"option 'factor' is {self.factor}: images of {size} pixels have no room for that many")
         self.patch, self.wanted = size // self.factor, self.factor**2 * context.ipc

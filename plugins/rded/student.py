@@ -1,4 +1,4 @@
-"""The student of RDED: it learns what the observer says of the very view that it sees, in the released code's recipe.
+"""RDED's student, which learns the observer's soft labels of the very views that it is trained on.
 
 P. Sun, B. Shi, D. Yu, T. Lin, On the Diversity and Realism of Distilled Dataset, CVPR 2024, arXiv:2312.03526; labels of
 regions are those of Z. Shen, E. Xing, A Fast Knowledge Distillation Framework for Visual Recognition, ECCV 2022. The
@@ -14,9 +14,8 @@ from dataclasses import replace
 import torch
 from timm_robust_plugins.kd_swa.kd_swa import distillation_loss
 from torch import Tensor
-from torchattacks.attack import Attack
 
-from timm_robust.attacks.steps import signed_step
+from timm_robust.attacks.pgd import GaussianStartPGD
 from timm_robust.data.batch import Batch
 from timm_robust.defense import Defense, Perturbed, StepOutput, TrainContext
 
@@ -24,16 +23,16 @@ from .options import StudentOptions
 from .rded import cell_sizes
 
 MIXUP_ALPHA = 0.8
-"""Of the Beta distribution, as in the released code; CutMix draws its share uniformly."""
+"""Parameter of the Beta distribution, as in the released code; CutMix draws its fraction uniformly."""
 
 
 def strip_order(size: int, factor: int, keys: Tensor) -> Tensor:
-    """Where each row comes from when the strips of an image are put in another order.
+    """Source row of each row after the strips of an image are reordered.
 
     Args:
-        size: pixels of a side.
-        factor: strips along it.
-        keys: [B, factor]; strips are put in ascending order of these.
+        size: side in pixels.
+        factor: number of strips.
+        keys: [B, factor], sort keys of the strips, ascending.
 
     Returns:
         int64 [B, size].
@@ -44,7 +43,7 @@ def strip_order(size: int, factor: int, keys: Tensor) -> Tensor:
 
 
 def shuffle_patches(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Images with their rows and columns in another order.
+    """Images with their rows and columns permuted.
 
     Args:
         images: [B, C, S, S].
@@ -55,11 +54,11 @@ def shuffle_patches(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def region(size: int, smallest: float, draws: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """A part of each image, as torchvision's RandomResizedCrop draws it: sides 3/4 to 4/3, the first of ten that fits.
+    """A region of each image, as drawn by torchvision's RandomResizedCrop: aspect 3/4 to 4/3, first of ten that fits.
 
     Args:
-        size: pixels of a side.
-        smallest: share of the area that a part has at least; at 1 it is the whole image.
+        size: side of the images in pixels.
+        smallest: minimum area as a fraction of the image's; 1: the whole image.
         draws: uniform in [0, 1), [4, 10, B].
 
     Returns:
@@ -78,13 +77,14 @@ def region(size: int, smallest: float, draws: Tensor) -> tuple[Tensor, Tensor, T
 
 
 def resampling(start: Tensor, length: Tensor, size: int) -> Tensor:
-    """Bilinear enlargement of part of a row to the whole of it, as a matrix: [B, size, size], output by input pixel.
+    """Bilinear enlargement of part of a row to the whole row, as a matrix: [B, size, size], output by input pixel.
 
-    Equal to cutting the part out and `F.interpolate(..., align_corners=False)`; parts are never larger than the row, so
-    antialiasing has nothing to do.
+    Equal to cropping the part and `F.interpolate(..., align_corners=False)`; parts are never larger than the row, so
+    antialiasing does not matter.
 
     Args:
-        start, length: float [B], whole numbers of pixels.
+        start, length: float [B], integers in pixels.
+        size: length of the row in pixels.
     """
     out = torch.arange(size, device=start.device)
     source = ((out + 0.5) * (length / size)[:, None] - 0.5).clamp_(min=0)
@@ -93,7 +93,7 @@ def resampling(start: Tensor, length: Tensor, size: int) -> Tensor:
 
 
 def crop(images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor) -> Tensor:
-    """A part of each image, enlarged to the whole image.
+    """A region of each image, resized to the full image.
 
     Args:
         images: [B, C, S, S].
@@ -105,12 +105,12 @@ def crop(images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tenso
 
 
 def cutmix_box(size: int, share: float, centre: tuple[float, float]) -> tuple[int, int, int, int]:
-    """The box that comes from the partner: top, left, bottom, right in pixels; what reaches over the border is lost.
+    """The box taken from the partner: top, left, bottom, right in pixels, cut off at the border.
 
     Args:
-        size: pixels of a side.
-        share: of the image that stays, in [0, 1].
-        centre: of the box, each in [0, 1).
+        size: side of the images in pixels.
+        share: fraction of the image that is kept, in [0, 1].
+        centre: centre of the box, each in [0, 1).
     """
     half = int(size * (1 - share) ** 0.5) // 2
     row, column = (int(size * at) for at in centre)
@@ -118,7 +118,7 @@ def cutmix_box(size: int, share: float, centre: tuple[float, float]) -> tuple[in
 
 
 def cutmix(images: Tensor, partner: Tensor, box: tuple[int, int, int, int]) -> Tensor:
-    """Each image with a box from its partner; a new tensor.
+    """Each image with a box of its partner pasted in; a new tensor.
 
     Args:
         images: [B, C, H, W].
@@ -131,32 +131,16 @@ def cutmix(images: Tensor, partner: Tensor, box: tuple[int, int, int, int]) -> T
     return mixed
 
 
-class TowardsOther(Attack):
-    """PGD that ascends the divergence of the student's prediction from the teacher's, both at temperature 1.
+class TowardsOther(GaussianStartPGD):
+    """PGD that ascends the divergence of the student's prediction from the teacher's, both at temperature 1."""
 
-    Args:
-        model: the network under attack.
-        eps, alpha: radius and step, in units of the [0, 1] range.
-        steps: number of steps.
-    """
-
-    def __init__(self, model: torch.nn.Module, eps: float, alpha: float, steps: int) -> None:
-        super().__init__("TowardsOther", model)
-        self.eps, self.alpha, self.steps = eps, alpha, steps
-
-    def forward(self, images: Tensor, labels: Tensor, teacher_logits: Tensor) -> Tensor:
-        """`teacher_logits` [B, K] of the images; `labels` are not looked at."""
-        adversarial = (images + 0.001 * torch.randn_like(images)).clamp(0, 1)
-        for _ in range(self.steps):
-            adversarial = adversarial.detach().requires_grad_(True)
-            divergence = distillation_loss(self.get_logits(adversarial), teacher_logits, temperature=1.0)
-            (gradient,) = torch.autograd.grad(divergence, adversarial)
-            adversarial = signed_step(adversarial, gradient, images, alpha=self.alpha, eps=self.eps)
-        return adversarial
+    def objective(self, logits: Tensor, labels: Tensor, teacher_logits: Tensor) -> Tensor:
+        """`teacher_logits` [B, K] of the images; `labels` are not used."""
+        return distillation_loss(logits, teacher_logits, temperature=1.0)
 
 
 class Student(Defense):
-    """Matches the observer on shuffled, cropped and mixed views, and with a weight on adversarial ones too."""
+    """Matches the observer on shuffled, cropped and mixed views, and optionally on adversarial ones."""
 
     options: StudentOptions
     norms = ("Linf",)
@@ -170,7 +154,9 @@ class Student(Defense):
         self.factor = self.options.factor or run.distilled.get("settings", {}).get("factor", 1)
         observer = run.distilled.get("observer", {})
         if self.adversarial and not self.options.observer and observer.get("method") == "standard":
-            run.say("the observer is a standard network: its labels make the student smooth, a robust one's do more")
+            run.say(
+                "the observer is a standard network, whose labels only smooth the student; a robust observer helps more"
+            )
 
     def augment(self, batch: Batch) -> Batch:
         images = batch.images
@@ -181,7 +167,7 @@ class Student(Defense):
             images = crop(images, *region(size, 1 / self.factor, torch.rand(4, 10, count, device=device)))
         if self.options.mix != "none":
             partner = torch.randperm(count, device=device)
-            share, *centre = torch.rand(3).tolist()  # on the CPU, so that no device is waited for
+            share, *centre = torch.rand(3).tolist()  # on the CPU, so that nothing waits for the device
             if self.options.mix == "cutmix":
                 images = cutmix(images, partner, cutmix_box(size, share, (centre[0], centre[1])))
             else:
@@ -192,11 +178,12 @@ class Student(Defense):
         return replace(batch, images=images, view=None)
 
     def perturb(self, batch: Batch) -> Perturbed:
-        with torch.no_grad(), self.run.attacker.view.autocast():
+        with torch.no_grad(), self.run.attacker.autocast():
             labels = self.run.teachers["observer"](batch.images)
         if not self.adversarial:
             return Perturbed(batch.images, {"labels": labels})
-        settings = {name: self.pgd_settings()[name] for name in ("alpha", "steps", "bn")}
+        options = self.options
+        settings = {"steps": options.steps, "alpha": self.times_eps(options.step_ratio), "bn": options.attack_bn}
         images = self.attack(batch.images, batch.targets, TowardsOther, labels, **settings)
         return Perturbed(images, {"labels": labels})
 

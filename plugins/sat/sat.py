@@ -1,16 +1,17 @@
 """Smooth adversarial training.
 
 C. Xie, M. Tan, B. Gong, A. Yuille, Q. V. Le, Smooth Adversarial Training, arXiv:2006.14536. The method is single-step
-adversarial training of a network whose activations are smooth; the swap itself is the host's (`--activation`), because
-a checkpoint must rebuild without any plugin.
+adversarial training of a network with smooth activations; the host swaps them (`--activation`), because a checkpoint
+must rebuild without any plugin.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchattacks.attack import Attack
 
+from timm_robust.attacks.pgd import ObjectivePGD
+from timm_robust.attacks.steps import clip_linf
 from timm_robust.data.batch import Batch
 from timm_robust.defense import Defense, Perturbed, StepOutput
 from timm_robust.models.activations import smooth_backward
@@ -18,38 +19,30 @@ from timm_robust.models.activations import smooth_backward
 from .options import SatOptions
 
 
-class CoinStartPGD(Attack):
+class CoinStartPGD(ObjectivePGD):
     """PGD whose start is uniform noise, or the clean image with probability `clean_start`, one coin per batch.
 
     As in the released code: the start is not clipped to the pixel range before the first gradient, and each step is
     clipped to the ball and to [0, 1] at once. `alpha` below eps / steps is raised to it.
 
     Args:
-        model: the network under attack.
-        eps, alpha: radius and step, in units of the [0, 1] range.
+        model: network under attack.
+        eps, alpha: radius and step size, in units of the [0, 1] range.
         steps: number of steps.
         clean_start: probability of starting at the clean image.
     """
 
     def __init__(self, model: torch.nn.Module, eps: float, alpha: float, steps: int, clean_start: float) -> None:
-        super().__init__("CoinStartPGD", model)
-        self.eps = eps
-        self.alpha = max(alpha, eps / steps)
-        self.steps = steps
+        super().__init__(model, eps, max(alpha, eps / steps), steps)
         self.clean_start = clean_start
 
-    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        lower, upper = (images - self.eps).clamp(min=0), (images + self.eps).clamp(max=1)
+    def start(self, images: Tensor) -> Tensor:
         noise = torch.empty_like(images).uniform_(-self.eps, self.eps)
         # a product and not a branch: the coin stays on the device
-        adversarial = images + noise * (torch.rand((), device=images.device) >= self.clean_start)
-        for _ in range(self.steps):
-            adversarial.requires_grad_(True)
-            loss = torch.nn.functional.cross_entropy(self.get_logits(adversarial), labels)
-            (gradient,) = torch.autograd.grad(loss, adversarial)
-            adversarial = adversarial.detach() + self.alpha * gradient.sign()
-            adversarial = torch.minimum(torch.maximum(adversarial, lower), upper)
-        return adversarial
+        return images + noise * (torch.rand((), device=images.device) >= self.clean_start)
+
+    def step(self, adversarial: Tensor, gradient: Tensor, images: Tensor) -> Tensor:
+        return clip_linf(adversarial.detach() + self.alpha * gradient.sign(), images, self.eps)
 
 
 class SAT(Defense):
@@ -58,7 +51,7 @@ class SAT(Defense):
     options: SatOptions
 
     def perturb(self, batch: Batch) -> Perturbed:
-        options, eps = self.options, self.run.threat.eps
+        options = self.options
         with smooth_backward(options.smooth_backward in ("attack", "both")):
             if self.run.threat.norm != "Linf":
                 return Perturbed(self.attack(batch.images, batch.targets, "pgd", **self.pgd_settings()))
@@ -67,7 +60,7 @@ class SAT(Defense):
                 batch.targets,
                 CoinStartPGD,
                 bn=options.attack_bn,
-                alpha=options.step_ratio * eps,
+                alpha=self.times_eps(options.step_ratio),
                 steps=options.steps,
                 clean_start=options.clean_start,
             )

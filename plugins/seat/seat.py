@@ -1,7 +1,7 @@
 """SEAT, as coded by its authors.
 
 Z. Li, D. Yu, Stable and Efficient Adversarial Training through Local Linearization, arXiv:2210.05373. The paper's
-equations could not be read; what follows is the released code. (Self-Ensemble Adversarial Training, also called SEAT,
+equations were not available; this follows the released code. (Self-Ensemble Adversarial Training, also called SEAT,
 is another method.)
 """
 
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchattacks.attack import Attack
 
-from timm_robust.attacks.steps import signed_step
+from timm_robust.attacks.steps import corner_start, signed_step
 from timm_robust.data.batch import Batch
 from timm_robust.defense import Defense, Perturbed, StepOutput
 
@@ -20,11 +20,11 @@ from .options import SeatOptions
 
 
 def linearity_residual(clean_losses: Tensor, adversarial_losses: Tensor, slopes: Tensor, *, per_sample: bool) -> Tensor:
-    """How far the loss is from its linear prediction along the perturbation.
+    """Deviation of the adversarial loss from its linear prediction along the perturbation.
 
     Args:
         clean_losses, adversarial_losses: [B], cross-entropy of each sample.
-        slopes: [B], inner product of each perturbation with the sample's clean input gradient; a constant.
+        slopes: [B], inner product of each perturbation with the sample's clean input gradient; detached here.
         per_sample: mean of absolute residuals; otherwise the absolute value of their mean, where signs cancel (released
             code).
     """
@@ -39,7 +39,7 @@ def seat_loss(
 
     Args:
         clean_losses, adversarial_losses, slopes: [B], see `linearity_residual`.
-        weight: of the residual.
+        weight: weight of the residual.
         flood: level b of |L - b| + b; 0 changes nothing.
     """
     flooded = (adversarial_losses.mean() - flood).abs() + flood
@@ -47,7 +47,7 @@ def seat_loss(
 
 
 def margin(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean over the batch of the largest wrong probability minus the right one.
+    """Batch mean of the largest wrong probability minus the right one.
 
     Args:
         logits: [B, K].
@@ -60,14 +60,15 @@ def margin(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 class LinearityStep(Attack):
-    """One signed step from a corner of the ball on margin plus residual; keeps the clean gradient, as `gradient`.
+    """One signed step from a corner of the ball on margin plus residual; stores the clean gradient as `gradient`.
 
     Args:
-        model: the network under attack.
-        eps, alpha, noise: radius, step and distance of the corner, in units of the [0, 1] range.
-        weight: of the residual.
+        model: network under attack.
+        eps, alpha, noise: radius, step size and distance of the corner, in units of the [0, 1] range.
+        weight: weight of the residual.
         attack_loss: "margin" or "ce".
         per_sample: see `linearity_residual`.
+        gradient_scale: factor on the model's input gradients, see `Attacker`.
     """
 
     def __init__(
@@ -79,20 +80,20 @@ class LinearityStep(Attack):
         weight: float,
         attack_loss: str,
         per_sample: bool,
+        gradient_scale: float = 1.0,
     ) -> None:
         super().__init__("LinearityStep", model)
         self.eps, self.alpha, self.noise, self.weight = eps, alpha, noise, weight
-        self.attack_loss, self.per_sample = attack_loss, per_sample
+        self.attack_loss, self.per_sample, self.gradient_scale = attack_loss, per_sample, gradient_scale
         self.gradient: Tensor | None = None
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         clean = images.clone().requires_grad_(True)
         clean_losses = F.cross_entropy(self.get_logits(clean), labels, reduction="none")
         (gradient,) = torch.autograd.grad(clean_losses.sum(), clean)  # of each sample, not of the mean
-        gradient = gradient / getattr(self.model, "gradient_scale", 1.0)
+        gradient = gradient / self.gradient_scale
         self.gradient = gradient.nan_to_num(0.0, 0.0, 0.0)  # float16 may overflow; one sample must not spoil the loss
-        corner = torch.empty_like(images).bernoulli_(0.5).mul_(2).sub_(1)
-        start = (images + self.noise * corner).clamp(0, 1).requires_grad_(True)
+        start = corner_start(images, self.noise).requires_grad_(True)
         logits = self.get_logits(start)
         losses = F.cross_entropy(logits, labels, reduction="none")
         slopes = slope(start - images, self.gradient)
@@ -108,20 +109,20 @@ def slope(perturbation: Tensor, gradient: Tensor) -> Tensor:
 
 
 class SEAT(Defense):
-    """The residual needs the clean gradient once: that of the attack serves the loss too.
+    """Flooded adversarial loss plus the linearity residual, whose clean gradient the attack has computed already.
 
-    The released code computes it again in the loss, with the same weights and batch, so the value is the same.
+    The released code computes that gradient again in the loss; the value is the same, since weights and batch are.
     """
 
     options: SeatOptions
     norms = ("Linf",)
 
     def perturb(self, batch: Batch) -> Perturbed:
-        options, eps = self.options, self.run.threat.eps
+        options = self.options
         attack = self.run.attacker.build(
             LinearityStep,
-            alpha=options.step_ratio * eps,
-            noise=options.noise_ratio * eps,
+            alpha=self.times_eps(options.step_ratio),
+            noise=self.times_eps(options.noise_ratio),
             weight=options.weight,
             attack_loss=options.attack_loss,
             per_sample=options.per_sample,

@@ -49,7 +49,7 @@ class SglrOptions(Options):
     )
     clean_bn: str = option(
         "train",
-        help="base pgd: BatchNorm mode of the extra clean forward pass; train updates running statistics, eval uses them",
+        help="base pgd: BatchNorm in the extra clean forward pass; train updates running statistics, eval uses them",
         choices=("train", "eval"),
         source="released code",
     )

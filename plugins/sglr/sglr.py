@@ -8,13 +8,15 @@ Refinement, CVPR 2024, arXiv:2403.09101. Self-adaptive training is the special c
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from timm_robust_plugins.mart.mart import MART, mart_loss
+from timm_robust_plugins.mart.options import MartOptions
+from timm_robust_plugins.pgd.options import PgdOptions
 from timm_robust_plugins.pgd.pgd import PGD
+from timm_robust_plugins.trades.options import TradesOptions
 from timm_robust_plugins.trades.trades import TRADES, trades_loss
 from torch import Tensor
 
@@ -25,19 +27,27 @@ from timm_robust.sample_table import SampleTable
 
 from .options import SglrOptions
 
-BASES: dict[str, type[Defense]] = {"pgd": PGD, "trades": TRADES, "mart": MART}
-
 BETAS = {"pgd": 0.0, "trades": 6.0, "mart": 5.0}
 
 MANY = 0.05
-"""Share of relabelled samples above which the user is told."""
+"""Fraction of relabelled samples above which the user is warned."""
+
+
+def base_method(options: SglrOptions, beta: float) -> Defense:
+    """The method whose labels are refined, with these options."""
+    shared = {"steps": options.steps, "step_ratio": options.step_ratio, "attack_bn": options.attack_bn}
+    if options.base == "pgd":
+        return PGD(PgdOptions(random_start=options.random_start, **shared))
+    if options.base == "trades":
+        return TRADES(TradesOptions(beta=beta, **shared))
+    return MART(MartOptions(beta=beta, **shared))
 
 
 def or_given(table_rows: Tensor, targets: Tensor) -> Tensor:
-    """The rows, and the one-hot given label where a sample has none yet.
+    """The rows, or the one-hot given label of a sample that has no row yet.
 
     Args:
-        table_rows: [B, K]; zeros for a sample that was never visited.
+        table_rows: [B, K]; zeros for a sample that was not visited yet.
         targets: int64 [B].
     """
     given = F.one_hot(targets, table_rows.shape[1]).to(table_rows)
@@ -52,14 +62,14 @@ def refined(
     alpha: float,
     adv_weight: float,
 ) -> Tensor:
-    """Rows after one more visit: alpha T + (1 - alpha) (adv_weight p' + (1 - adv_weight) p), as in the released code.
+    """Rows after another visit: alpha T + (1 - alpha) (adv_weight p' + (1 - adv_weight) p), as in the released code.
 
     Args:
         table_rows: [B, K], distributions.
         adversarial_probabilities: [B, K], detached.
         clean_probabilities: [B, K], detached; may be None where `adv_weight` is 1.
-        alpha: share that the old rows keep.
-        adv_weight: share of the adversarial prediction in what is mixed in.
+        alpha: weight of the old rows.
+        adv_weight: weight of the adversarial prediction; the clean one has the rest.
 
     Returns:
         [B, K], distributions.
@@ -76,17 +86,17 @@ def interpolated(refined_rows: Tensor, targets: Tensor, *, r: float) -> Tensor:
     Args:
         refined_rows: [B, K].
         targets: int64 [B], the given labels.
-        r: share of the refined label.
+        r: weight of the refined label.
     """
     return r * refined_rows + (1 - r) * F.one_hot(targets, refined_rows.shape[1]).to(refined_rows)
 
 
 def smoothed(labels: Tensor, *, amount: float) -> Tensor:
-    """Labels that give `amount` of their mass to the other classes: one-hot ones then have s / (K - 1) on each other.
+    """Label smoothing for soft labels; one-hot ones get s / (K - 1) on each other class.
 
     Args:
         labels: [B, K], distributions.
-        amount: s, the recipe's `label_smoothing`.
+        amount: mass s that goes to the other classes, the recipe's `label_smoothing`.
     """
     classes = labels.shape[1]
     return (1 - amount * classes / (classes - 1)) * labels + amount / (classes - 1)
@@ -106,7 +116,7 @@ def confidence_weights(rows: Tensor) -> Tensor:
 
 
 def soft_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Batch mean of the cross-entropy with soft labels, weighted where weights are given.
+    """Batch mean of the cross-entropy with soft labels, optionally weighted.
 
     Args:
         logits, labels: [B, K].
@@ -118,15 +128,15 @@ def soft_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None = 
 
 
 class SGLR(Defense):
-    """Another method with refined labels: its attack and, until refinement begins, its very loss."""
+    """A base method with refined labels: its attack and, until refinement begins, its loss."""
 
     options: SglrOptions
 
     def __init__(self, options: SglrOptions) -> None:
         super().__init__(options)
-        beta = BETAS[options.base] if options.beta is None else options.beta
-        self.base = BASES[options.base](replace(options, beta=beta))
-        self.beta, self.norms = beta, self.base.norms
+        self.beta = BETAS[options.base] if options.beta is None else options.beta
+        self.base = base_method(options, self.beta)
+        self.norms = self.base.norms
 
     def setup(self, run: TrainContext) -> None:
         super().setup(run)
@@ -135,9 +145,9 @@ class SGLR(Defense):
         self.refining = False
 
     def on_epoch_start(self, epoch: int) -> None:
-        # the released code counts epochs from 1; rounded, since a share times a number need not be whole in binary
+        # the released code counts epochs from 1; rounded, since a fraction times a number need not be whole in binary
         begun = epoch + 1 >= round(self.options.start * self.run.epochs, 6)
-        # with alpha 1 no label ever changes: without the extra forward the run is the base's to the bit
+        # with alpha 1 no label ever changes: without the extra forward the run is bit-identical to the base's
         self.refining = begun and self.options.alpha < 1
         self.visits, self.relabelled = 0, torch.zeros((), device=self.run.device)
 
@@ -176,7 +186,7 @@ class SGLR(Defense):
         adversarial = model(perturbed.images).float()
         if options.adv_weight == 1:
             return None, adversarial
-        # after the other forward: autocast would hand it weights cast without a gradient
+        # after the other forward, or autocast would cache weights cast without a gradient for it
         with torch.no_grad(), attack_mode(self.run.unwrapped_model) if options.clean_bn == "eval" else nullcontext():
             return self.run.unwrapped_model(batch.images).float(), adversarial
 
@@ -191,8 +201,8 @@ class SGLR(Defense):
         share = self.relabelled.item() / max(1, self.visits)
         if share > MANY:
             self.run.say(
-                f"sglr: after epoch {epoch + 1} the likeliest class of {share:.1%} of the labels is not the given one; "
-                "an r below 1 keeps a share of the given label"
+                f"sglr: after epoch {epoch + 1} the top class of {share:.1%} of the labels is not the given one; "
+                "an r below 1 keeps some of the given label"
             )
 
     def soft_labels(self, index: Tensor, targets: Tensor) -> Tensor:

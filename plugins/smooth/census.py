@@ -1,10 +1,10 @@
-"""Census: does the smooth swap leave a kink anywhere in timm, and does the small-image stem fit every family?
+"""Census over timm: non-smooth operators left by the activation swap, and families that the small-image stem fits.
 
     python -m timm_robust_plugins.smooth.census --output plugins/smooth/census.md
 
 For the smallest model of each timm module: build it, swap, count the non-smooth operators that a train-mode forward
-still runs (meta device: operators without arithmetic), and plan the stem for 32 pixels. Nothing stops it: what a model
-raises becomes its line in the table.
+still runs (on the meta device, without arithmetic), and plan the stem for 32 pixels. An exception does not stop it, but
+becomes that model's line in the table.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from timm_robust.models.stem_plan import make_plan
 
 SECONDS_PER_MODEL = 60
 CPU_LIMIT = 30_000_000
-"""Models that cannot run on the meta device are traced with real arithmetic up to this many parameters."""
+"""Maximum number of parameters of models that are traced with real arithmetic, if the meta device cannot run them."""
 
 ALSO = {
     "mobilevit": ["mobilevitv2_050"],
     "nfnet": ["nf_resnet26", "dm_nfnet_f0"],
     "resnetv2": ["resnetv2_50d_frn"],
 }
-"""Further models of families whose smallest does not show what is peculiar to them."""
+"""Further models of families whose smallest model does not show their peculiarities."""
 
 EXPLAINED = {
     "mobilevitv2_050": "F.relu in the linear attention is a function, which no module swap reaches",
@@ -52,16 +52,16 @@ EXPLAINED = {
     "gemma4_vit": "clamps of linear layers to ranges of the weights, which are infinite until weights are loaded",
     "metaformer": "relu inside StarReLU and SquaredReLU stays: the square is smooth",
 }
-"""Families and models in which a non-smooth operator remains, and why."""
+"""Families and models in which a non-smooth operator remains, with the reason."""
 
 
 class OutOfTimeError(BaseException):
-    """Not an Exception, so that trials which take any failure for an answer let it through."""
+    """Time limit of a model; no Exception, so that code which handles any failure lets it through."""
 
 
 @dataclass(kw_only=True)
 class Row:
-    """What was found out about one family."""
+    """Result for one model."""
 
     family: str
     model: str = ""
@@ -103,7 +103,7 @@ def survey(names: dict[str, list[str]], progress: bool = False) -> Iterator[Row]
 
 
 def unexplained(rows: Sequence[Row]) -> list[Row]:
-    """Families whose trace failed, or in which a kink remains without a reason on record."""
+    """Families whose trace failed, or in which a kink remains without a known reason."""
     return [row for row in rows if row.kinks is None or (row.kinks and not _reason(row))]
 
 
@@ -140,7 +140,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the table; the exit status is 1 when something is unexplained."""
+    """Writes the table; the exit status is 1 if something is unexplained."""
     parser = argparse.ArgumentParser(description="Census of the smooth swap and the small-image stem over timm.")
     parser.add_argument("--output", type=Path, help="Markdown file; printed when left out")
     parser.add_argument("--families", nargs="*", help="timm modules (all when left out)")
@@ -174,9 +174,9 @@ def _fill(row: Row, names: list[str]) -> None:
 
 
 def _smallest(names: list[str]) -> tuple[str, int]:
-    """The model with fewest parameters; one that the meta device cannot make is not considered unless all are so.
+    """The model with the fewest parameters among those that can be built on the meta device, if any.
 
-    Names that say large are not counted while others remain: counting all of timm takes minutes.
+    Names of large variants are skipped while others remain, since counting all of timm takes minutes.
     """
     counts = {}
     for name in [n for n in names if not _LARGE.search(n)] or names:
@@ -197,7 +197,7 @@ def _make(name: str, device: str) -> nn.Module:
 
 
 def _trace(row: Row, swap: bool) -> tuple[Counter[str], Counter[str]]:
-    """Kinks and allowed operators, on the meta device or, where a model cannot run there, on the processor."""
+    """Kinks and allowed operators, on the meta device or, if a model cannot run there, on the CPU."""
     failure: Exception | None = None
     for device in ("meta", "cpu") if row.parameters <= CPU_LIMIT else ("meta",):
         try:
@@ -214,7 +214,7 @@ def _trace(row: Row, swap: bool) -> tuple[Counter[str], Counter[str]]:
 
 
 def _stem(name: str) -> tuple[str, bool]:
-    """How the 32-pixel stem is made, and whether at least 2x2 positions remain."""
+    """Changes that make the 32-pixel stem, and whether at least 2x2 positions remain."""
 
     def create(**kwargs: object) -> nn.Module:
         return timm.create_model(name, num_classes=10, **kwargs)
@@ -252,7 +252,7 @@ def _short(error: BaseException) -> str:
 
 @contextmanager
 def _limit(seconds: int = SECONDS_PER_MODEL) -> Iterator[None]:
-    """Raise after so many seconds, where the system has alarms."""
+    """Raises after `seconds` on systems with alarms."""
     if not hasattr(signal, "SIGALRM"):
         yield
         return

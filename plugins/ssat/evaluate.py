@@ -1,12 +1,12 @@
-"""The honest evaluation of a k-NN classifier on a network's features.
+"""Evaluation of a k-NN classifier on a network's features under adaptive attacks.
 
-    python -m timm_robust_plugins.ssat.evaluate RUN [--eps 8/255 16/255] [--n-examples 1000] [--json FILE]
+    python -m timm_robust_plugins.ssat.evaluate RUN [--eps 8/255 16/255] [--examples 1000] [--json FILE]
 
-The vote has no gradient, so gradient attacks on it mean nothing: it is attacked in feature space (two ways), through
-its surrogate (transfer) and by queries alone (Square), and an image stands only if it withstands all. AutoAttack runs
-on the surrogate, soft k-NN, whose gradient is exact. Both are reported. The database holds the training images; the
-network is in eval mode; eps is in units of the [0, 1] pixel range. DSR, the defence success rate, is the share of the
-images that the vote gets right which it still gets right after the attack: accuracy times DSR is robust accuracy.
+The vote has no gradient, so gradient attacks on it say nothing: it is attacked in feature space (two attacks), through
+its surrogate (transfer) and by queries alone (Square), and an image counts as robust only if it withstands all.
+AutoAttack runs on the surrogate, soft k-NN, whose gradient is exact. Both are reported. The database holds the training
+images; the network is in eval mode; eps is in units of the [0, 1] pixel range. DSR, the defence success rate, is the
+fraction of correctly voted images that are still correct under attack: accuracy times DSR is robust accuracy.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from .representation import Encoder
 
 ON_VOTE = ("pgd-knn", "pgd-knn-balanced", "transfer", "square")
 ATTACKS = (*ON_VOTE, "autoattack")
-"""What the vote is attacked with, and the surrogate."""
+"""Attacks on the vote, and on the surrogate."""
 
 Way = Callable[[Tensor, Tensor], Tensor]
 
@@ -51,9 +51,9 @@ class KNNClassifier:
     """A network as a k-NN classifier.
 
     Attributes:
-        encoder, vote, soft: modules in eval mode, images in [0, 1] -> features, counts of votes, logits.
-        calibration: counts of votes and classes of the held-out images.
-        agreement: share of the held-out images where surrogate and vote name the same class.
+        encoder, vote, soft: modules in eval mode, images in [0, 1] -> features, vote counts, logits.
+        calibration: vote counts and classes of the held-out images.
+        agreement: fraction of the held-out images on which surrogate and vote agree.
     """
 
     encoder: Encoder
@@ -63,17 +63,19 @@ class KNNClassifier:
     agreement: float
 
     def credibility(self, images: Tensor) -> Tensor:
-        """Of each image's vote, [N]; see `knn.credibility`."""
+        """Credibility of each image's vote, [N]; see `knn.credibility`."""
         with torch.no_grad():
             return credibility(self.vote(images).long(), *self.calibration)
 
 
 def classifier(model: PixelModel, bundle: DataBundle, *, k: int = 75, normalise: bool = True) -> KNNClassifier:
-    """The k-NN classifier of a network: its database of the training images, calibrated on the validation images.
+    """The k-NN classifier of a network, with the training images as database, calibrated on the validation images.
 
     Args:
-        model: on its device, where the database will be.
-        bundle: the data that it was trained on.
+        model: network; the database is kept on its device.
+        bundle: data that it was trained on.
+        k: number of neighbours that vote.
+        normalise: normalise features to length 1.
     """
     encoder = Encoder(model, normalise=normalise).eval()
     index = Neighbours(*_features(encoder, bundle.train), bundle.num_classes, k)
@@ -101,24 +103,25 @@ def evaluate(
     """Measures the vote and its surrogate on the first test images.
 
     Args:
-        checkpoint: of any method; k, normalisation and guides are those it was trained with, else ssat's defaults.
-        data: what it was trained on, as in `timm_robust.train`; by default as its card says.
-        data_dir: where timm data sets are kept.
-        eps: radii in Linf.
-        attacks: some of `ATTACKS`.
-        n_examples: test images, at most all.
-        steps: of the attacks in feature space and of the transferred one, each eps / 4 long from a random start.
-        queries: of Square.
-        batch_size: images at once.
-        seed: of every random draw.
-        device: by default the best there is.
+        checkpoint: run or checkpoint of any method; k, normalisation and guides are those of its training, else ssat's
+            defaults.
+        data: data set, as in `timm_robust.train`; default: the one that the checkpoint's metadata names.
+        data_dir: folder of timm data sets.
+        eps: Linf radii.
+        attacks: names from `ATTACKS`.
+        n_examples: number of test images, at most all.
+        steps: steps of size eps / 4 of the attacks in feature space and of the transferred one; random start.
+        queries: queries of Square.
+        batch_size: images per batch.
+        seed: random seed.
+        device: device; default: a GPU if available.
         json: file for the record.
 
     Returns:
         plain values: "knn" and "surrogate" without attack, and "radii" with accuracies and DSR under each attack.
 
     Raises:
-        UserError: no such checkpoint or attack, or data that does not fit.
+        UserError: no such checkpoint or attack, or data with another number of classes.
     """
     for name in attacks:
         if name not in ATTACKS:
@@ -180,7 +183,7 @@ def evaluate(
 
 
 def on_vote(subject: KNNClassifier, threat: Threat, *, guides: int, steps: int, queries: int) -> dict[str, Way]:
-    """How the vote is attacked: by name, (images, targets) -> adversarial images. See `evaluate`."""
+    """Attacks on the vote by name, (images, targets) -> adversarial images; see `evaluate`."""
     features, soft, vote = (Attacker(model, threat) for model in (subject.encoder, subject.soft, subject.vote))
     alpha = threat.eps / 4
 
@@ -197,7 +200,7 @@ def on_vote(subject: KNNClassifier, threat: Threat, *, guides: int, steps: int, 
 
 
 def _withstood(vote: Vote, way: Way, images: Tensor, targets: Tensor, batch_size: int, seed: int) -> Tensor:
-    """Whether the vote names the right class after one attack, bool [N]."""
+    """Whether the vote is still correct after one attack, bool [N]."""
     still_correct = torch.zeros(0, dtype=torch.bool, device=images.device)
     with preserve_rng_state(seed):
         for part, right in _parts(batch_size, images, targets) if len(images) else ():
@@ -228,12 +231,12 @@ def _share(values: Tensor) -> float:
 
 
 def _rates(still_correct: Tensor, right: Tensor) -> dict[str, float]:
-    """Robust accuracy and DSR; the latter is 1 where nothing was right."""
+    """Robust accuracy and DSR; the latter is 1 if no image was right."""
     return {"accuracy": _share(still_correct), "dsr": _share(still_correct[right]) if right.any() else 1.0}
 
 
 def table(record: Mapping[str, Any]) -> str:
-    """The record for people."""
+    """The record as a table of text."""
     knn, soft = record["knn"], record["surrogate"]
     lines = [
         f"{record['data']}, n = {record['n_examples']}, {record['k']} of {record['database']} neighbours vote",
@@ -250,12 +253,12 @@ def table(record: Mapping[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", help="a run's folder, or one of its checkpoints")
-    parser.add_argument("--data", help="by default what it was trained on")
-    parser.add_argument("--data-dir", help="where timm data sets are kept")
+    parser.add_argument("checkpoint", help="run or checkpoint folder")
+    parser.add_argument("--data", help="data set; default: the one it was trained on")
+    parser.add_argument("--data-dir", help="folder of timm data sets")
     parser.add_argument("--eps", nargs="+", default=["8/255", "16/255"])
     parser.add_argument("--attacks", nargs="+", default=list(ATTACKS), choices=ATTACKS)
-    parser.add_argument("--n-examples", type=int, default=1000)
+    parser.add_argument("--examples", type=int, default=1000)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     try:
@@ -265,7 +268,7 @@ def main() -> None:
             data_dir=arguments.data_dir,
             eps=arguments.eps,
             attacks=arguments.attacks,
-            n_examples=arguments.n_examples,
+            n_examples=arguments.examples,
             json=arguments.json,
         )
     except UserError as error:

@@ -1,4 +1,4 @@
-"""A bound on the mutual information between the features of two views of each image.
+"""InfoNCE bound on the mutual information between the features of two views of each image.
 
 P. Bachman, R. D. Hjelm, W. Buchwalter, Learning Representations by Maximizing Mutual Information Across Views, NeurIPS
 2019, arXiv:1906.00910, as SSAT uses it. Pure functions: random draws are arguments.
@@ -13,11 +13,11 @@ from torch import Tensor
 
 
 class Features(NamedTuple):
-    """What an encoder says of one view of some images.
+    """Features of one view of a batch of images.
 
     Attributes:
-        vector: [B, d], of the whole image.
-        maps: each [B, d, L], of its L places; the coarsest first.
+        vector: global feature, [B, d].
+        maps: local features, each [B, d, L] with L places; the coarsest first.
     """
 
     vector: Tensor
@@ -25,7 +25,7 @@ class Features(NamedTuple):
 
 
 def scores(sources: Tensor, targets: Tensor) -> Tensor:
-    """How well each source fits each place of each image: s_i . t_jl / sqrt(d).
+    """Similarity of each source to each place of each image: s_i . t_jl / sqrt(d).
 
     Args:
         sources: [B, d].
@@ -41,15 +41,15 @@ def scores(sources: Tensor, targets: Tensor) -> Tensor:
 def nce(scores: Tensor, *, clip: float = 20.0) -> Tensor:
     """Noise-contrastive loss: each place of the image itself against all places of all other images.
 
-    The other places of the image itself are in neither set. The least value is log(1 + L (B - 1) exp(-2 clip)); where
-    all scores are equal it is log(1 + L (B - 1)).
+    The other places of the image itself are in neither set. The minimum is log(1 + L (B - 1) exp(-2 clip)); for equal
+    scores it is log(1 + L (B - 1)).
 
     Args:
         scores: [B, B, L], see `scores`; B at least 2.
-        clip: they are clipped to it, smoothly, by c tanh(u / c).
+        clip: bound c of the scores, which are clipped smoothly by c tanh(u / c).
 
     Returns:
-        scalar, the mean over images and places.
+        scalar, mean over images and places.
     """
     clipped = clip * torch.tanh(scores / clip)
     itself = torch.eye(len(scores), dtype=torch.bool, device=scores.device)
@@ -61,13 +61,13 @@ def nce(scores: Tensor, *, clip: float = 20.0) -> Tensor:
 def information_loss(
     one: Features, other: Features, places: Tensor, *, clip: float = 20.0, penalty: float = 0.0
 ) -> Tensor:
-    """Minus the information that two views share, in six terms for two maps: 1-5, 1-7 and 5-5, each both ways.
+    """Minus the information that two views share, in six terms for two maps: 1-5, 1-7 and 5-5, in both directions.
 
     Args:
-        one, other: the views' features.
-        places: int64 [2, B], of each view and image the place on the coarsest map that is a source too.
+        one, other: features of the views.
+        places: int64 [2, B], place on the coarsest map that also is a source, for each view and image.
         clip: see `nce`.
-        penalty: weight of the mean squared score; AMDIM pre-trains with 0.05, SSAT fine-tunes without.
+        penalty: weight of the mean squared score; 0.05 in AMDIM's pre-training, 0 in SSAT's fine-tuning.
     """
     pairs = [
         *((one.vector, target) for target in other.maps),

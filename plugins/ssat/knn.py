@@ -1,4 +1,4 @@
-"""Exact k-nearest-neighbour classification, its credibility, and its differentiable surrogate.
+"""Exact k-nearest-neighbour classification, its credibility, and a differentiable surrogate.
 
 N. Papernot, P. McDaniel, Deep k-Nearest Neighbors, arXiv:1803.04765, for the credibility.
 """
@@ -12,17 +12,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 CHUNK = 2**26
-"""Distances that are held at once."""
+"""Maximum number of distances in memory at once."""
 
 
 class Neighbours:
-    """Labelled features that are searched exactly, on whatever device they are.
+    """Database of labelled features with exact search, on the features' device.
 
     Args:
         features: float [N, d].
         labels: int64 [N].
-        num_classes: K.
-        k: neighbours that vote; all where there are fewer.
+        num_classes: number of classes K.
+        k: number of neighbours that vote; at most N.
     """
 
     def __init__(self, features: Tensor, labels: Tensor, num_classes: int, k: int = 75) -> None:
@@ -36,7 +36,7 @@ class Neighbours:
 
     @torch.no_grad()
     def counts(self, queries: Tensor) -> Tensor:
-        """How many of each query's k nearest samples are of each class, int64 [B, K]."""
+        """Number of each query's k nearest samples in each class, int64 [B, K]."""
         found = [self.distances(part).topk(self.k, largest=False).indices for (part,) in self._parts(queries)]
         labels = self.labels[torch.cat(found)]
         return torch.zeros(len(queries), self.num_classes, dtype=torch.long, device=labels.device).scatter_add_(
@@ -44,8 +44,8 @@ class Neighbours:
         )
 
     def vote(self, queries: Tensor) -> Tensor:
-        """The class of most neighbours, int64 [B]; of equals the lowest."""
-        return self.counts(queries).argmax(1)  # argmax gives the first of equals
+        """Majority class of the neighbours, int64 [B]; the lowest on ties."""
+        return self.counts(queries).argmax(1)  # argmax returns the first on ties
 
     @torch.no_grad()
     def radius(self, queries: Tensor) -> Tensor:
@@ -55,14 +55,15 @@ class Neighbours:
 
     @torch.no_grad()
     def wrong_class(self, queries: Tensor, targets: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """The nearest sample of another class, and the `count` of that class nearest to it.
+        """The `count` samples nearest to each query's nearest wrong-class sample, all of that class.
 
         Args:
             queries: [B, d].
-            targets: int64 [B], the right classes.
+            targets: int64 [B], right classes.
+            count: number of samples M.
 
         Returns:
-            (positions int64 [B, M], whether each counts bool [B, M]): a small class has fewer.
+            (positions int64 [B, M], validity bool [B, M]): a small class has fewer valid ones.
         """
         found = []
         for part, right in self._parts(queries, targets):
@@ -73,10 +74,10 @@ class Neighbours:
 
     @torch.no_grad()
     def balanced(self, queries: Tensor, targets: Tensor, count: int) -> tuple[tuple[Tensor, Tensor], ...]:
-        """Half of `count` nearest samples of the right class, and of the wrong class whose nearest are nearest.
+        """The `count` / 2 nearest samples of the right class, and of the wrong class whose nearest are closest.
 
         Returns:
-            (positions, whether each counts) of both, as `wrong_class` gives them.
+            (positions, validity) of both, as in `wrong_class`.
         """
         half, same, wrong = max(1, count // 2), [], []
         for part, right in self._parts(queries, targets):
@@ -84,14 +85,14 @@ class Neighbours:
             for number in range(self.num_classes):
                 own = distances[:, self.labels == number]
                 nearest = own.topk(min(half, own.shape[1]), largest=False).values
-                means.append(nearest.mean(1))  # nan of a class without samples
+                means.append(nearest.mean(1))  # nan for a class without samples
             mean = torch.stack(means, 1).nan_to_num(torch.inf).scatter(1, right[:, None], torch.inf)
             same.append(self._nearest(part, right, half))
             wrong.append(self._nearest(part, mean.argmin(1), half))
         return _joined(same), _joined(wrong)
 
     def mean(self, positions: Tensor, counted: Tensor) -> Tensor:
-        """Mean feature of some samples for each query, [B, d]."""
+        """Mean feature of the valid samples of each query, [B, d]."""
         weights = self.features.new_zeros(len(positions), len(self.labels))
         weights.scatter_(1, positions, counted.to(weights.dtype))
         return weights @ self.features / weights.sum(1, keepdim=True)
@@ -103,13 +104,13 @@ class Neighbours:
         return positions, values.isfinite()
 
     def _parts(self, *values: Tensor) -> Iterator[tuple[Tensor, ...]]:
-        """Queries, and what belongs to each, in parts whose distances fit."""
+        """Splits queries and their values into parts whose distances fit into memory."""
         rows = max(1, CHUNK // len(self.labels))
         return zip(*(value.split(rows) for value in values), strict=True)
 
 
 def credibility(counts: Tensor, calibration_counts: Tensor, calibration_targets: Tensor) -> Tensor:
-    """Share of the calibration samples that conform no better to their own class than a query to its voted one.
+    """Fraction of the calibration samples that conform to their class no better than a query to its predicted class.
 
     Args:
         counts: int64 [B, K], of the queries, see `Neighbours.counts`.
@@ -124,9 +125,10 @@ def credibility(counts: Tensor, calibration_counts: Tensor, calibration_targets:
 
 
 def soft_knn_logits(index: Neighbours, queries: Tensor, tau: float) -> Tensor:
-    """The surrogate: logit_c is the logsumexp of -d^2 / tau over the samples of class c, all of them: it is smooth.
+    """Logits of the smooth surrogate: logit_c is the logsumexp of -d^2 / tau over all samples of class c.
 
     Args:
+        index: database.
         queries: float [B, d].
         tau: temperature, in units of squared distance.
 
@@ -136,17 +138,17 @@ def soft_knn_logits(index: Neighbours, queries: Tensor, tau: float) -> Tensor:
     closeness = -index.distances(queries) / tau
     classes = index.labels.expand(len(queries), -1)
     top = closeness.new_full((len(queries), index.num_classes), -torch.inf)
-    top = top.scatter_reduce(1, classes, closeness.detach(), "amax")  # by class, or a far one would underflow
+    top = top.scatter_reduce(1, classes, closeness.detach(), "amax")  # per class, or a distant class would underflow
     members = F.one_hot(index.labels, index.num_classes).to(closeness.dtype)
     return ((closeness - top.gather(1, classes)).exp() @ members).log() + top
 
 
 class Vote(nn.Module):
-    """Images -> counts of votes, float [N, K]: a classifier without a gradient.
+    """k-NN classifier: images -> vote counts, float [N, K], without a gradient.
 
     Args:
         encoder: images -> features.
-        index: the database.
+        index: database.
     """
 
     def __init__(self, encoder: nn.Module, index: Neighbours) -> None:
@@ -158,11 +160,11 @@ class Vote(nn.Module):
 
 
 class SoftVote(nn.Module):
-    """Images -> logits of the surrogate, [N, K].
+    """Surrogate classifier: images -> logits, [N, K].
 
     Args:
         encoder: images -> features.
-        index: the database.
+        index: database.
         tau: temperature, see `soft_knn_logits`.
     """
 
@@ -175,9 +177,10 @@ class SoftVote(nn.Module):
 
 
 def fit_temperature(index: Neighbours, queries: Tensor) -> tuple[float, float]:
-    """The temperature at which the surrogate agrees most with the vote, and the share of queries where it does.
+    """The temperature at which the surrogate agrees best with the vote, and the fraction of queries where it does.
 
     Args:
+        index: database.
         queries: float [B, d], of held-out images.
     """
     votes, typical = index.vote(queries), index.radius(queries).mean().item()

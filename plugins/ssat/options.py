@@ -25,7 +25,7 @@ class SsatOptions(Options):
     )
     guide: str = option(
         "wrong-class",
-        help="guide samples of the attack: the nearest wrong class only, or as many of the right class to move away from",
+        help="guide samples: the nearest wrong class only, or as many of the right class to move away from",
         choices=GUIDES,
         source="guide mode 2 of the released call, reconstructed; balanced: the DkNN library",
     )
@@ -73,7 +73,7 @@ class PretrainingOptions(Options):
     )
     jitter: float | None = option(
         None,
-        help="maximum change of brightness, contrast and saturation, twice that of hue; default 0.4 up to 32 pixels, else 0",
+        help="maximum change of brightness, contrast, saturation; hue half of it; default 0.4 up to 32 pixels, else 0",
         low=0.0,
         high=1.0,
         source="AMDIM's code for CIFAR-10, SSAT's for STL-10",

@@ -1,8 +1,8 @@
 """PGD in feature space against a k-NN classifier.
 
-`wrong-class` is a reconstruction of SSAT's attack (guide mode 2), whose file was never released: it goes to the samples
-of the nearest wrong class. `balanced` is the DkNN attack of the library that SSAT's authors build on (C. Sitawarin,
-D. Wagner): it pulls wrong-class guides into the neighbourhood and pushes right-class ones out.
+`wrong-class` is a reconstruction of SSAT's attack (guide mode 2), whose code was never released: it moves towards the
+samples of the nearest wrong class. `balanced` is the DkNN attack of the library that SSAT's authors build on
+(C. Sitawarin, D. Wagner): it pulls wrong-class guides into the neighbourhood and pushes right-class ones out.
 """
 
 from __future__ import annotations
@@ -11,30 +11,28 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torchattacks.attack import Attack
 
-from timm_robust.attacks.steps import signed_step
+from timm_robust.attacks.pgd import ObjectivePGD
 
 from .knn import Neighbours
 
 RENEW = 100
-"""Steps after which the balanced guides are chosen anew, from where the attack is by then."""
+"""Steps after which the balanced guides are chosen again, for the current points."""
 
 
-class PGDkNN(Attack):
-    """Signed steps on the features, in units of the [0, 1] pixel range.
+class PGDkNN(ObjectivePGD):
+    """PGD on the features, with an objective that is renewed along the way and optionally the best iterate returned.
 
     Args:
-        model: images in [0, 1] -> features [N, d], as the index has them.
-        index: the classifier's database.
-        eps: radius in Linf.
-        alpha: length of a step.
+        model: images in [0, 1] -> features [N, d], in the space of the index.
+        index: database of the classifier.
+        eps, alpha: Linf radius and step size, in units of the [0, 1] range.
         steps: number of steps.
-        guides: samples that each image is steered by.
+        guides: number of guide samples of each image.
         guide: `wrong-class` or `balanced`.
         random_start: start at a uniform point of the ball, or at the image.
-        best: return each image's iterate with most neighbours of wrong classes, which takes a search at each step, or
-            the last iterate; by default as published: the best with balanced guides, else the last.
+        best: return each image's iterate with the most neighbours of wrong classes, which takes a search in each step,
+            or the last iterate; by default as published: the best with balanced guides, else the last.
     """
 
     def __init__(
@@ -49,15 +47,12 @@ class PGDkNN(Attack):
         random_start: bool = True,
         best: bool | None = None,
     ) -> None:
-        super().__init__("PGDkNN", model)
-        self.index, self.eps, self.alpha, self.steps = index, eps, alpha, steps
-        self.guides, self.balanced, self.random_start = guides, guide == "balanced", random_start
+        super().__init__(model, eps, alpha, steps, random_start)
+        self.index, self.guides, self.balanced = index, guides, guide == "balanced"
         self.best = self.balanced if best is None else best
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        adversarial = images.detach()
-        if self.random_start:
-            adversarial = (images + torch.empty_like(images).uniform_(-self.eps, self.eps)).clamp(0, 1)
+        adversarial = self.start(images) if self.random_start else images.detach()
         if not self.balanced:
             objective = approach(self.index, self._features(images), labels, self.guides)
         found, most = adversarial, torch.full_like(labels, -1)
@@ -66,7 +61,7 @@ class PGDkNN(Attack):
                 objective = hinges(self.index, self._features(adversarial), labels, self.guides)
             adversarial = adversarial.detach().requires_grad_(True)
             (gradient,) = torch.autograd.grad(objective(self.get_logits(adversarial)), adversarial)
-            adversarial = signed_step(adversarial, -gradient, images, alpha=self.alpha, eps=self.eps)
+            adversarial = self.step(adversarial, -gradient, images)
             if self.best:
                 counts = self.index.counts(self._features(adversarial))
                 wrong = self.index.k - counts.gather(1, labels[:, None]).squeeze(1)
@@ -80,16 +75,16 @@ class PGDkNN(Attack):
 
 
 Objective = Callable[[Tensor], Tensor]
-"""Features [B, d] -> scalar, the sum over the images of what an attack minimises."""
+"""Features [B, d] -> scalar that the attack minimises, summed over the images."""
 
 
 def approach(index: Neighbours, features: Tensor, labels: Tensor, guides: int) -> Objective:
-    """The mean squared distance to guides of the nearest wrong class, up to a constant: that to their mean.
+    """Mean squared distance to guides of the nearest wrong class, up to a constant: the squared distance to their mean.
 
     Args:
-        index: the classifier's database.
+        index: database of the classifier.
         features: [B, d], of the clean images.
-        labels: int64 [B], the right classes.
+        labels: int64 [B], right classes.
         guides: number of guides.
     """
     centre = index.mean(*index.wrong_class(features, labels, guides))
@@ -97,13 +92,13 @@ def approach(index: Neighbours, features: Tensor, labels: Tensor, guides: int) -
 
 
 def hinges(index: Neighbours, features: Tensor, labels: Tensor, guides: int) -> Objective:
-    """Over right guides max(0, t - d^2), over as many wrong ones max(0, d^2 - t); t reaches to the k-th neighbour.
+    """Sum of max(0, t - d^2) over right guides and max(0, d^2 - t) over wrong ones; t is d^2 of the k-th neighbour.
 
     Args:
-        index: the classifier's database.
-        features: [B, d], for which the guides and t are taken.
-        labels: int64 [B], the right classes.
-        guides: number of guides, of both kinds together.
+        index: database of the classifier.
+        features: [B, d], for which guides and t are computed.
+        labels: int64 [B], right classes.
+        guides: number of guides of both kinds together.
     """
     (same, is_same), (wrong, is_wrong) = index.balanced(features, labels, guides)
     threshold = index.radius(features)[:, None]

@@ -1,8 +1,8 @@
-"""Features from inside a timm network, without a change to it.
+"""Intermediate features of an unmodified timm network.
 
-The vector of an image is what the classifier sees. Two maps of places come from intermediate layers that timm names in
-`feature_info`: the deepest with at least 5 places a side, and the deepest before it with at least 7; of a transformer
-they are the grids of patch tokens. A network without such a layer gives its vector only.
+The vector of an image is the input of the classifier. Two maps of places come from intermediate layers that timm names
+in `feature_info`: the deepest with at least 5 places per side, and the deepest before it with at least 7; those of a
+transformer are its grids of patch tokens. A network without such a layer has its vector only.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from timm_robust.errors import UserError
 from timm_robust.models.pixel_model import PixelModel
 
 SIDES = (5, 7)
-"""Places a side of the two maps, the coarser first: AMDIM's."""
+"""Sides of the two maps in places, the coarser first, as in AMDIM."""
 
 
 @dataclass
 class Seen:
-    """What one forward pass showed.
+    """Recorded features of one forward pass.
 
     Attributes:
-        inputs: of each classifier (a distilled network has two).
-        layers: outputs of the layers asked for, by name.
+        inputs: input of each classifier (a distilled network has two).
+        layers: outputs of the requested layers, by name.
     """
 
     inputs: list[Tensor] = field(default_factory=list)
@@ -38,15 +38,15 @@ class Seen:
 
     @property
     def vector(self) -> Tensor:
-        """[B, d]: what the classifiers see, one after the other."""
+        """The classifiers' inputs, concatenated, [B, d]."""
         return torch.cat([_as_vector(value) for value in self.inputs], dim=1)
 
 
 @contextmanager
 def recorded(model: PixelModel, layers: Sequence[str] = ()) -> Iterator[Seen]:
-    """Records the forward pass made inside, through whatever wraps `model`.
+    """Records a forward pass inside the context, also through wrappers of `model`.
 
-    The classifier gets a detached copy: it learns to read the features, and they learn nothing from it.
+    The classifier gets a detached copy: it is trained on the features without changing them.
     """
     seen = Seen()
 
@@ -71,7 +71,7 @@ def recorded(model: PixelModel, layers: Sequence[str] = ()) -> Iterator[Seen]:
 
 @dataclass(frozen=True)
 class Layer:
-    """A map of places: the layer's name, its channels, and the side it is pooled to."""
+    """Feature map: name of its layer, channels, and the side that it is pooled to."""
 
     name: str
     channels: int
@@ -80,18 +80,18 @@ class Layer:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the features of a network are.
+    """Locations of a network's features.
 
     Attributes:
-        width: d, of the vector.
-        maps: the coarser first; empty where there is none.
+        width: dimension d of the vector.
+        maps: feature maps, the coarser first; may be empty.
     """
 
     width: int
     maps: tuple[Layer, ...]
 
     def pooled(self, seen: Seen) -> list[Tensor]:
-        """The maps, each [B, C, side, side]; the vector as a map of one place where there is none."""
+        """The maps, each [B, C, side, side]; without maps the vector as a map of one place."""
         if not self.maps:
             return [seen.vector[:, :, None, None]]
         return [
@@ -100,10 +100,10 @@ class Layout:
 
 
 def find_layout(model: PixelModel) -> Layout:
-    """Looks for the features by one forward pass.
+    """Finds the features of a network with one forward pass.
 
     Raises:
-        UserError: a network whose classifier cannot be found.
+        UserError: no classifier found.
     """
     record, device = model.config, next(model.parameters()).device
     named = {item["module"]: item["num_chs"] for item in _feature_info(model.model)}
@@ -130,10 +130,10 @@ def find_layout(model: PixelModel) -> Layout:
 
 
 class Projections(nn.Module):
-    """Brings the maps to the width of the vector: a 1x1 convolution and BatchNorm for each.
+    """Projections of the maps to the width of the vector: a 1x1 convolution and BatchNorm each.
 
     Args:
-        layout: of the network that they belong to.
+        layout: layout of the network.
     """
 
     def __init__(self, layout: Layout) -> None:
@@ -150,11 +150,11 @@ class Projections(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Images in [0, 1] -> float32 [N, d]: what k-NN compares.
+    """Encoder for k-NN: images in [0, 1] -> features, float32 [N, d].
 
     Args:
-        network: whose classifier's input is the feature.
-        normalise: to length 1, so that nearest means largest cosine.
+        network: network whose classifier's input is the feature.
+        normalise: scale features to length 1, so that the nearest has the largest cosine.
     """
 
     def __init__(self, network: PixelModel, *, normalise: bool = True) -> None:
@@ -182,17 +182,17 @@ def _feature_info(network: nn.Module) -> list[dict]:
 
 
 def _as_vector(value: Tensor) -> Tensor:
-    """[B, d] of a classifier's input; what has places is averaged over them."""
+    """A classifier's input as [B, d], averaged over places if it has any."""
     return value.mean((2, 3)) if value.ndim == 4 else value.mean(1) if value.ndim == 3 else value
 
 
 def _as_map(value: object, channels: int) -> Tensor | None:
-    """[B, C, H, W] of a layer's output in either order of axes, or of tokens; None of anything else."""
+    """A layer's output as [B, C, H, W], from either order of axes or from tokens; None for anything else."""
     if not isinstance(value, Tensor):
         return None
     if value.ndim == 3 and value.shape[2] == channels:
         side = math.isqrt(value.shape[1])
-        grid = value[:, value.shape[1] - side**2 :]  # class tokens stand before the patches
+        grid = value[:, value.shape[1] - side**2 :]  # class tokens precede the patches
         return grid.transpose(1, 2).unflatten(2, (side, side))
     if value.ndim == 4 and channels in (value.shape[1], value.shape[3]):
         return value if value.shape[1] == channels else value.permute(0, 3, 1, 2)

@@ -1,7 +1,7 @@
 """Self-supervised adversarial training, and the pre-training of its encoder.
 
 K. Chen, Y. Chen, H. Zhou, X. Mao, Y. Li, Y. He, H. Xue, W. Zhang, N. Yu, Self-supervised Adversarial Training, ICASSP
-2020, arXiv:1911.06470. Written from a description of the released notebooks; the file with the attack is reconstructed.
+2020, arXiv:1911.06470. Written from a description of the released notebooks; the attack was never released.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from timm_robust.attacks.attack_mode import attack_mode
-from timm_robust.attacks.attacker import AttackView
 from timm_robust.data.batch import Batch
 from timm_robust.defense import Defense, Perturbed, StepOutput, TrainContext
 from timm_robust.errors import UserError
 from timm_robust.models.pixel_model import PixelModel
-from timm_robust.runs.checkpoint import STATE, load_state
+from timm_robust.runs.checkpoint import read_trained
 from timm_robust.sample_table import SampleTable
 
 from .information import Features, information_loss
@@ -34,30 +33,30 @@ from .views import random_view
 
 
 class Informed(Defense):
-    """What both phases share: two views go through the network at once, and their features should tell of each other.
+    """Base of both phases: maximises the information between the features of two views, in one forward pass.
 
-    The classifier learns beside them, from detached features of images whose labels are known: a linear probe.
+    The classifier is trained on detached features of labelled images: a linear probe.
     """
+
+    reads_features = True
 
     def auxiliary_model(self, build: Callable[..., nn.Module]) -> nn.Module:
         return Projections(find_layout(build()))
 
     def setup(self, run: TrainContext) -> None:
         super().setup(run)
-        if getattr(run.unwrapped_model, "_compiled_call_impl", None) is not None:
-            raise UserError("this method reads features inside the network, which torch.compile hides: no --compile")
         self.layout = find_layout(run.unwrapped_model)
 
     def places(self, batch: Batch) -> Tensor:
-        """For each view and image a place on the coarsest map, int64 [2, B]."""
+        """Random place on the coarsest map for each view and image, int64 [2, B]."""
         return torch.randint(SIDES[0] ** 2, (2, len(batch)), device=batch.images.device)
 
     def represent(self, images: Tensor, one: Tensor, other: Tensor) -> tuple[Tensor, Features, Features]:
-        """Logits of some images, and the features of two views among them.
+        """Logits of the images, and the features of two views among them.
 
         Args:
             images: [N, C, H, W].
-            one, other: int64 [B], positions of the views' images.
+            one, other: int64 [B], positions of the two views in `images`.
         """
         with recorded(self.run.unwrapped_model, [layer.name for layer in self.layout.maps]) as seen:
             logits = self.run.model(images)
@@ -69,7 +68,7 @@ class Informed(Defense):
 
 
 class Pretraining(Informed):
-    """Two augmented views of each image; no attack, and no label but for the linear probe."""
+    """Two augmented views of each image; no attack, and labels for the linear probe only."""
 
     options: PretrainingOptions
     adversarial = False
@@ -100,7 +99,7 @@ class Pretraining(Informed):
 
 
 class SSAT(Informed):
-    """The two views are an image and its adversarial one, where that fools the k-NN classifier on the features."""
+    """The two views are an image and its adversarial example, if that fools the k-NN classifier on the features."""
 
     options: SsatOptions
     norms = ("Linf",)
@@ -108,12 +107,10 @@ class SSAT(Informed):
     def setup(self, run: TrainContext) -> None:
         super().setup(run)
         self._start_from(Path(self.options.encoder or run.output / "encoder"))
-        attacker = run.attacker.view
-        encoder = Encoder(run.unwrapped_model, normalise=self.options.normalise)
-        self.encoder = AttackView(encoder, attacker.autocast, attacker.gradient_scale)
+        self.encoder = run.attacker.view_of(Encoder(run.unwrapped_model, normalise=self.options.normalise))
         self.features = SampleTable(run, "ssat: features", (self.layout.width,))
         self.labels = SampleTable(run, "ssat: labels")
-        self.labels.fill(-1)  # of extra images, which nobody votes for
+        self.labels.fill(-1)  # extra images do not vote
         self.steps = 0
 
     def on_epoch_start(self, epoch: int) -> None:
@@ -121,12 +118,12 @@ class SSAT(Informed):
             self.refresh()
 
     def perturb(self, batch: Batch) -> Perturbed:
-        options, eps = self.options, self.run.threat.eps
+        options = self.options
         attack = PGDkNN(
             self.encoder,
             self.index,
-            eps=eps,
-            alpha=options.step_ratio * eps,
+            eps=self.run.threat.eps,
+            alpha=self.times_eps(options.step_ratio),
             steps=options.steps,
             guides=options.guides,
             guide=options.guide,
@@ -140,7 +137,7 @@ class SSAT(Informed):
     def loss(self, batch: Batch, perturbed: Perturbed) -> StepOutput:
         fooled, count = perturbed.extras["fooled"], len(batch)
         kept = fooled.nonzero().squeeze(1)
-        if len(kept) < 2:  # a single one twice, since the loss needs a negative; without any it counts for nothing
+        if len(kept) < 2:  # the loss needs a negative: a single image is repeated; without any the loss is masked below
             kept = torch.cat([kept, kept] if len(kept) else [torch.zeros_like(batch.targets[:1])] * 2)
         images = torch.cat([batch.images, perturbed.images[kept]])
         logits, clean, adversarial = self.represent(images, kept, count + torch.arange(len(kept), device=kept.device))
@@ -160,7 +157,7 @@ class SSAT(Informed):
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Takes the features of all training images with the weights as they are, each process its share."""
+        """Recomputes the features of all training images with the current weights, shared among processes."""
         several = dist.is_available() and dist.is_initialized()
         share = (dist.get_rank(), None, dist.get_world_size()) if several else (None,)
         with attack_mode(self.run.unwrapped_model):
@@ -176,7 +173,7 @@ class SSAT(Informed):
         self.index = Neighbours(self.features[known], self.labels[known].long(), self.run.num_classes, self.options.k)
 
     def _start_from(self, folder: Path) -> None:
-        """The weights of the encoder's run; its projections too, and then both of its last epoch, if it has some."""
+        """Loads the encoder: model and projections of its last epoch if it has projections, else the model alone."""
         run = self.run
         teacher = next(part for part in run.teachers["encoder"].modules() if isinstance(part, PixelModel))
         mine, theirs = (replace(model.config, pretrained=False).to_dict() for model in (run.unwrapped_model, teacher))
@@ -185,16 +182,15 @@ class SSAT(Informed):
                 raise UserError(
                     f"encoder {str(folder)!r} has {what} {value!r}: expected {mine[what]!r}, as in this run"
                 )
-        state = load_state(folder / "last") if (folder / "last" / STATE).is_file() else {}
+        model, found = read_trained(folder)
         projections = getattr(run.auxiliary_model, "module", run.auxiliary_model)
-        found = {name.removeprefix("module."): value for name, value in (state.get("companion") or {}).items()}
         wanted = projections.state_dict()
         if {name: value.shape for name, value in found.items()} == {n: value.shape for n, value in wanted.items()}:
             projections.load_state_dict(found)
-            run.unwrapped_model.load_state_dict(state["model"])
+            run.unwrapped_model.load_state_dict(model)
         else:
             run.unwrapped_model.load_state_dict(teacher.state_dict())
-            run.say(f"encoder {folder} has no projections: they start at random, ssat-pretrain would train them")
+            run.say(f"encoder {folder} has no projections: they are initialised randomly; ssat-pretrain trains them")
 
     def state_dict(self) -> dict[str, Any]:
         return {"steps": self.steps, "features": self.features.state_dict(), "labels": self.labels.state_dict()}

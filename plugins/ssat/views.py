@@ -1,7 +1,7 @@
-"""Two views of each image, drawn independently: shifted or cropped, colours changed, some grey. Batched on the device.
+"""Random views of images for contrastive training: shift or crop, colour jitter, greyscale. Batched on the device.
 
-After AMDIM's augmentation for CIFAR-10 (P. Bachman et al., arXiv:1906.00910) and SSAT's for STL-10. A mirror is shared
-by both views and therefore the recipe's.
+After AMDIM's augmentation for CIFAR-10 (P. Bachman et al., arXiv:1906.00910) and SSAT's for STL-10. Mirroring is left
+to the recipe, since both views share it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 MOVED, RECOLOURED = 0.8, 0.8
-"""Shares of the views that are shifted, and whose colours change."""
+"""Fractions of the views that are shifted, and whose colours change."""
 
 LUMA = (0.299, 0.587, 0.114)
 
@@ -25,13 +25,13 @@ def random_view(images: Tensor, *, translate: int, min_scale: float, jitter: flo
 
     Args:
         images: float [B, C, H, W] in [0, 1].
-        translate: largest shift, in pixels; the border is reflected.
-        min_scale: below 1, a random part of at least this share of the image, in place of a shift.
-        jitter: largest relative change of brightness, contrast and saturation; hue turns by half of it, of a full turn.
-        grey: share of the views without colour.
+        translate: maximum shift in pixels; borders are reflected.
+        min_scale: minimum area of a random crop, as a fraction of the image's; at 1 views are shifted instead.
+        jitter: maximum relative change of brightness, contrast and saturation; hue turns by up to half of it.
+        grey: fraction of greyscale views.
 
     Returns:
-        as `images`; colours change where there are three channels.
+        views like `images`; colours change only with three channels.
     """
     views = _cropped(images, min_scale) if min_scale < 1 else _shifted(images, translate)
     if images.shape[1] == 3 and (jitter or grey):
@@ -58,7 +58,7 @@ def _cropped(images: Tensor, min_scale: float) -> Tensor:
 
 
 def _warped(images: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """The part of each image with `scale` of its sides, `shift` half sides off the centre; both [B, 2], as (x, y)."""
+    """Crop of each image with `scale` of its sides, `shift` half sides off the centre; both [B, 2], as (x, y)."""
     theta = torch.cat([torch.diag_embed(scale), shift[:, :, None]], 2).to(images.dtype)
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
@@ -75,7 +75,7 @@ def _recoloured(images: Tensor, jitter: float) -> Tensor:
 
 
 def _turned(images: Tensor, angle: Tensor) -> Tensor:
-    """Colours turned about the grey axis by an angle [B], in YIQ: linear, and close to a turn of the hue."""
+    """Colours rotated about the grey axis by an angle [B], in YIQ: linear, and close to a hue rotation."""
     to_yiq = torch.tensor(YIQ, dtype=images.dtype, device=images.device)
     cos, sin, zero, one = angle.cos(), angle.sin(), torch.zeros_like(angle), torch.ones_like(angle)
     turn = torch.stack([one, zero, zero, zero, cos, -sin, zero, sin, cos], 1).view(-1, 3, 3)

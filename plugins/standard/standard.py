@@ -1,4 +1,4 @@
-"""Standard training: clean images, cross-entropy. The reference that robust training is measured against."""
+"""Standard training: cross-entropy on clean images, the reference for robust training."""
 
 from __future__ import annotations
 

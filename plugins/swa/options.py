@@ -13,7 +13,7 @@ class SwaOptions(Options):
 
     start: float = option(
         0.275,
-        help="fraction of training after which weights are averaged, once per epoch; before, the trained ones are saved",
+        help="fraction of training after which weights are averaged, each epoch; before it the trained ones are saved",
         low=0.0,
         high=1.0,
         source="released code of KD-SWA: epoch 55 of 200",

@@ -21,10 +21,10 @@ from .options import SwaOptions
 
 
 class SWA(Modifier):
-    """Ships the arithmetic mean of the weights at the ends of epochs.
+    """Saves and evaluates the arithmetic mean of the weights at the ends of epochs.
 
-    BatchNorm's statistics, which no epoch's weights left behind for the mean, are taken anew in one pass over the
-    epoch's clean, augmented training images.
+    BatchNorm statistics, which do not belong to averaged weights, are recomputed in one pass over the epoch's clean,
+    augmented training images.
     """
 
     options: SwaOptions
@@ -36,7 +36,7 @@ class SWA(Modifier):
 
     def on_epoch_end(self, epoch: int) -> None:
         if epoch <= self.options.start * self.run.epochs:
-            self.average.n_averaged.zero_()  # the update then replaces what is there
+            self.average.n_averaged.zero_()  # the next update then overwrites the average
         self.average.update_parameters(self.run.unwrapped_model)
         if self.average.n_averaged > 1:
             self._take_statistics()
@@ -46,7 +46,7 @@ class SWA(Modifier):
 
     def _take_statistics(self) -> None:
         network: nn.Module = self.average.module
-        with self.run.attacker.view.autocast():
+        with self.run.attacker.autocast():
             update_bn((batch.images for batch in self.run.batches()), network)
         network.eval()
         if torch.distributed.is_available() and torch.distributed.is_initialized():

@@ -11,13 +11,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timm_robust_plugins.pgd.options import PgdOptions
 from timm_robust_plugins.pgd.pgd import PGD
+from timm_robust_plugins.trades.options import TradesOptions
 from timm_robust_plugins.trades.trades import TRADES, trades_loss
 from torch import Tensor
-from torchattacks.attack import Attack
 
 from timm_robust.attacks.attack_mode import attack_mode
-from timm_robust.attacks.steps import signed_step
+from timm_robust.attacks.pgd import ObjectivePGD
+from timm_robust.attacks.steps import gaussian_start
 from timm_robust.data.batch import Batch
 from timm_robust.defense import Defense, Perturbed, StepOutput, TrainContext
 from timm_robust.errors import UserError
@@ -27,10 +29,10 @@ from .options import TeOptions
 
 
 def ramp(epoch: int, start: float, end: float) -> float:
-    """Share of the full weight: 0 before `start`, exp(-5 (1 - u)^2) on the way to `end`, 1 from there on.
+    """Fraction of the final weight: 0 before `start`, then exp(-5 (1 - u)^2) up to `end`, 1 from there on.
 
     Args:
-        epoch: counted from 1.
+        epoch: epoch, counted from 1.
         start, end: epochs; 90 and 150 in the released code.
     """
     if epoch < start:
@@ -41,12 +43,12 @@ def ramp(epoch: int, start: float, end: float) -> float:
 
 
 def averaged(table_rows: Tensor, probabilities: Tensor, *, eta: float) -> tuple[Tensor, Tensor]:
-    """The averages after one more visit, eta t + (1 - eta) p, and the same scaled to sum 1 (bias corrected).
+    """The averages after another visit, eta t + (1 - eta) p, and the same scaled to sum 1 (bias corrected).
 
     Args:
-        table_rows: [B, K]; zeros for a sample that was never visited.
+        table_rows: [B, K]; zeros for a sample that was not visited yet.
         probabilities: [B, K], of the clean images, detached.
-        eta: share that the old averages keep.
+        eta: weight of the old averages.
 
     Returns:
         (averages [B, K], distributions [B, K]).
@@ -61,23 +63,23 @@ def ensemble_distance(logits: Tensor, ensembled: Tensor, *, reduction: str) -> T
     Args:
         logits: [B, K].
         ensembled: [B, K], distributions, detached.
-        reduction: `mean_bk` over batch and classes, `sum_k_mean_b` the sum over classes, which is K times as much.
+        reduction: `mean_bk` averages over batch and classes; `sum_k_mean_b` sums over classes, K times as much.
     """
     squares = (logits.softmax(1) - ensembled).square()
     return squares.mean() if reduction == "mean_bk" else squares.sum(1).mean()
 
 
-class EnsemblePGD(Attack):
+class EnsemblePGD(ObjectivePGD):
     """PGD that ascends the base's objective plus the weighted distance to ensembled predictions.
 
-    The base is PGD, cross-entropy from a uniform start, or with `beta` TRADES: that many times the divergence from the
-    clean prediction, starting 0.001 of Gaussian noise away.
+    The base is PGD, cross-entropy from a uniform start, or with `beta` TRADES: `beta` times the divergence from the
+    clean prediction, from 0.001 of Gaussian noise.
 
     Args:
-        model: the network under attack.
-        eps, alpha: radius and step, in units of the [0, 1] range.
+        model: network under attack.
+        eps, alpha: radius and step size, in units of the [0, 1] range.
         steps: number of steps.
-        random_start: whether PGD starts at a uniform point of the ball, or at the image.
+        random_start: start of PGD: at a uniform point of the ball, or at the image.
         reduction: see `ensemble_distance`.
         beta: weight of the divergence; None for PGD.
     """
@@ -92,39 +94,36 @@ class EnsemblePGD(Attack):
         reduction: str,
         beta: float | None,
     ) -> None:
-        super().__init__("EnsemblePGD", model)
-        self.eps, self.alpha, self.steps, self.random_start = eps, alpha, steps, random_start
+        super().__init__(model, eps, alpha, steps, random_start or beta is not None)
         self.reduction, self.beta = reduction, beta
 
-    def forward(self, images: Tensor, labels: Tensor, ensembled: Tensor, weight: float, clean_logits: Tensor) -> Tensor:
-        """`ensembled` [B, K], `weight` of the distance to it; `clean_logits` [B, K], which only TRADES uses."""
-        adversarial = images
-        if self.beta is not None:
-            adversarial = (images + 0.001 * torch.randn_like(images)).clamp(0, 1)
-        elif self.random_start:
-            adversarial = (images + torch.empty_like(images).uniform_(-self.eps, self.eps)).clamp(0, 1)
-        for _ in range(self.steps):
-            adversarial = adversarial.detach().requires_grad_(True)
-            logits = self.get_logits(adversarial)
-            objective = weight * ensemble_distance(logits, ensembled, reduction=self.reduction)
-            if self.beta is None:
-                objective = F.cross_entropy(logits, labels) + objective
-            else:
-                objective = trades_loss(objective, clean_logits, logits, beta=self.beta)
-            (gradient,) = torch.autograd.grad(objective, adversarial)
-            adversarial = signed_step(adversarial, gradient, images, alpha=self.alpha, eps=self.eps)
-        return adversarial
+    def start(self, images: Tensor) -> Tensor:
+        return super().start(images) if self.beta is None else gaussian_start(images)
+
+    def objective(
+        self, logits: Tensor, labels: Tensor, ensembled: Tensor, weight: float, clean_logits: Tensor
+    ) -> Tensor:
+        """`ensembled` [B, K], `weight` of the distance to it; `clean_logits` [B, K], for TRADES only."""
+        distance = weight * ensemble_distance(logits, ensembled, reduction=self.reduction)
+        if self.beta is None:
+            return F.cross_entropy(logits, labels) + distance
+        return trades_loss(distance, clean_logits, logits, beta=self.beta)
 
 
 class TE(Defense):
-    """PGD or TRADES training; while the weight is 0 that method itself, to the bit."""
+    """PGD or TRADES training with a regulariser; while its weight is 0 bit-identical to that method."""
 
     options: TeOptions
     norms = ("Linf",)
 
     def __init__(self, options: TeOptions) -> None:
         super().__init__(options)
-        self.base = {"pgd": PGD, "trades": TRADES}[options.base](options)
+        shared = {"steps": options.steps, "step_ratio": options.step_ratio, "attack_bn": options.attack_bn}
+        self.base: Defense
+        if options.base == "pgd":
+            self.base = PGD(PgdOptions(random_start=options.random_start, **shared))
+        else:
+            self.base = TRADES(TradesOptions(beta=options.beta, **shared))
 
     def setup(self, run: TrainContext) -> None:
         super().setup(run)
@@ -137,7 +136,7 @@ class TE(Defense):
 
     def on_epoch_start(self, epoch: int) -> None:
         options, epochs = self.options, self.run.epochs
-        # rounded, since a share times a number of epochs need not be whole in binary
+        # rounded, since a fraction times a number of epochs need not be whole in binary
         start, end = round(options.start * epochs, 6), round(options.end * epochs, 6)
         self.weight = options.weight * ramp(epoch + 1, start, end)
 

@@ -19,7 +19,7 @@ def trades_loss(clean_loss: Tensor, clean_logits: Tensor, adversarial_logits: Te
     """Clean loss plus `beta` times the batch mean of KL(p(x) || p(x')); gradients flow through both predictions.
 
     Args:
-        clean_loss: scalar, the cross-entropy on clean images.
+        clean_loss: scalar, cross-entropy on clean images.
         clean_logits, adversarial_logits: [B, K].
         beta: weight of the regulariser, called 1/lambda in the paper (section 4).
     """
@@ -40,9 +40,8 @@ class TRADES(Defense):
 
     def perturb(self, batch: Batch) -> Perturbed:
         options = self.options
-        step = options.step_ratio * self.run.threat.eps
-        images = self.attack(batch.images, batch.targets, "tpgd", bn=options.attack_bn, alpha=step, steps=options.steps)
-        return Perturbed(images)
+        settings = {"steps": options.steps, "alpha": self.times_eps(options.step_ratio), "bn": options.attack_bn}
+        return Perturbed(self.attack(batch.images, batch.targets, "tpgd", **settings))
 
     def loss(self, batch: Batch, perturbed: Perturbed) -> StepOutput:
         clean_logits = self.run.model(batch.images)

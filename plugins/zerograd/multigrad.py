@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torchattacks.attack import Attack
 
+from timm_robust.attacks.steps import uniform_start
 from timm_robust.data.batch import Batch
 from timm_robust.defense import Defense, Perturbed
 
@@ -13,12 +14,12 @@ from .options import MultiGradOptions
 
 
 class MultiGradFGSM(Attack):
-    """A step from the clean image along the signs that the gradients at all random starts share.
+    """A step from the clean image along the gradient signs that all random starts agree on.
 
     Args:
-        model: the network under attack.
-        eps, alpha: radius and step, in units of the [0, 1] range.
-        starts: how many uniform points of the ball are asked.
+        model: network under attack.
+        eps, alpha: radius and step size, in units of the [0, 1] range.
+        starts: number of random starts, uniform in the ball.
     """
 
     def __init__(self, model: torch.nn.Module, eps: float, alpha: float, starts: int) -> None:
@@ -28,8 +29,7 @@ class MultiGradFGSM(Attack):
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         votes = torch.zeros_like(images)
         for _ in range(self.starts):
-            start = images + torch.empty_like(images).uniform_(-self.eps, self.eps)
-            start = start.clamp(0, 1).requires_grad_(True)
+            start = uniform_start(images, self.eps).requires_grad_(True)
             loss = torch.nn.functional.cross_entropy(self.get_logits(start), labels)
             votes += torch.autograd.grad(loss, start)[0].sign()
         agreed = votes.sign() * (votes.abs() == self.starts)
@@ -43,6 +43,6 @@ class MultiGrad(Defense):
     norms = ("Linf",)
 
     def perturb(self, batch: Batch) -> Perturbed:
-        options, alpha = self.options, self.options.step_ratio * self.run.threat.eps
-        settings = {"bn": options.attack_bn, "alpha": alpha, "starts": options.starts}
-        return Perturbed(self.attack(batch.images, batch.targets, MultiGradFGSM, **settings))
+        options = self.options
+        settings = {"alpha": self.times_eps(options.step_ratio), "starts": options.starts}
+        return Perturbed(self.attack(batch.images, batch.targets, MultiGradFGSM, bn=options.attack_bn, **settings))

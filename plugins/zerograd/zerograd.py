@@ -10,9 +10,8 @@ import math
 
 import torch
 from torch import Tensor
-from torchattacks.attack import Attack
 
-from timm_robust.attacks.steps import signed_step
+from timm_robust.attacks.pgd import ObjectivePGD
 from timm_robust.data.batch import Batch
 from timm_robust.defense import Defense, Perturbed
 
@@ -20,37 +19,33 @@ from .options import ZeroGradOptions
 
 
 def without_smallest(gradient: Tensor, quantile: float) -> Tensor:
-    """The gradient with each sample's entries below its `quantile` of absolute values set to zero.
+    """The gradient with each sample's entries below the `quantile` of its absolute values set to zero.
 
     Args:
         gradient: [B, ...].
-        quantile: in [0, 1]; 0 keeps everything.
+        quantile: quantile in [0, 1]; 0 keeps everything.
     """
     size = gradient.flatten(1).abs()
-    rank = math.ceil(quantile * (size.shape[1] - 1))  # torch.quantile interpolates below it, and takes no large input
+    rank = math.ceil(quantile * (size.shape[1] - 1))  # torch.quantile interpolates, and rejects large inputs
     threshold = size.kthvalue(rank + 1, dim=1, keepdim=True).values
     return (gradient.flatten(1) * (size >= threshold)).view_as(gradient)
 
 
-class ZeroGradFGSM(Attack):
-    """FGSM with a uniform start; the pixels with the smallest gradient stay where they are.
+class ZeroGradFGSM(ObjectivePGD):
+    """FGSM with a uniform start that leaves the pixels with the smallest gradients unchanged.
 
     Args:
-        model: the network under attack.
-        eps, alpha: radius and step, in units of the [0, 1] range.
-        quantile: share of pixels left alone.
+        model: network under attack.
+        eps, alpha: radius and step size, in units of the [0, 1] range.
+        quantile: fraction of the pixels that are left unchanged.
     """
 
     def __init__(self, model: torch.nn.Module, eps: float, alpha: float, quantile: float) -> None:
-        super().__init__("ZeroGradFGSM", model)
-        self.eps, self.alpha, self.quantile = eps, alpha, quantile
+        super().__init__(model, eps, alpha, steps=1)
+        self.quantile = quantile
 
-    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        start = images + torch.empty_like(images).uniform_(-self.eps, self.eps)
-        start = start.clamp(0, 1).requires_grad_(True)
-        loss = torch.nn.functional.cross_entropy(self.get_logits(start), labels)
-        (gradient,) = torch.autograd.grad(loss, start)
-        return signed_step(start, without_smallest(gradient, self.quantile), images, alpha=self.alpha, eps=self.eps)
+    def step(self, adversarial: Tensor, gradient: Tensor, images: Tensor) -> Tensor:
+        return super().step(adversarial, without_smallest(gradient, self.quantile), images)
 
 
 class ZeroGrad(Defense):
@@ -60,6 +55,6 @@ class ZeroGrad(Defense):
     norms = ("Linf",)
 
     def perturb(self, batch: Batch) -> Perturbed:
-        options, alpha = self.options, self.options.step_ratio * self.run.threat.eps
-        settings = {"bn": options.attack_bn, "alpha": alpha, "quantile": options.quantile}
-        return Perturbed(self.attack(batch.images, batch.targets, ZeroGradFGSM, **settings))
+        options = self.options
+        settings = {"alpha": self.times_eps(options.step_ratio), "quantile": options.quantile}
+        return Perturbed(self.attack(batch.images, batch.targets, ZeroGradFGSM, bn=options.attack_bn, **settings))

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 import timm_robust
-from timm_robust.cli import spread
 from timm_robust.cli.app import app
 
 
@@ -20,7 +19,7 @@ def command(capsys, monkeypatch):
     def run(*arguments) -> str:
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
-            app(args=spread([str(one) for one in arguments]), prog_name="timm-robust")
+            app(args=[str(one) for one in arguments], prog_name="timm-robust")
         run.status = ended.value.code
         return capsys.readouterr().out
 

@@ -30,7 +30,7 @@ def test_train_evaluate_resume(tmp_path):
     assert "resuming after epoch 1 of 1" in resumed.stderr
 
     record = tmp_path / "record.json"
-    measured = run_cli("evaluate", out, "--attack", "clean", "pgd-2-1", "--n-examples", "20", "--json", record)
+    measured = run_cli("evaluate", out, "--attack", "clean", "pgd-2-1", "--examples", "20", "--json", record)
     assert measured.returncode == 0, measured.stderr
     assert json.loads(record.read_text())["attacks"]["pgd-2-1"]["n_examples"] == 20
 
@@ -38,12 +38,16 @@ def test_train_evaluate_resume(tmp_path):
 def test_configuration_file(tmp_path):
     (tmp_path / "run.yaml").write_text(
         "model: resnet18\nmodel-kwargs: {layers: [1, 1, 1, 1], channels: [8, 8, 16, 16]}\nmethod: trades\n"
-        "method_args: {steps: 1, beta: 3}\nepochs: 5\ntest_attacks: []\n"
+        "modifier: [awp]\noption: {steps: 1, beta: 3, awp.gamma: 0.02}\nepochs: 5\ntest_attack: none\n"
+        "channels-last: false\n"
     )
-    done = run_cli("train", "--config", "run.yaml", "--epochs", "1", "--output", "out", cwd=tmp_path)
+    line = ["--epochs", "1", "-o", "beta=4", "--channels-last", "--output", "out"]
+    done = run_cli("train", "--config", "run.yaml", *line, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
-    assert manifest["recipe"]["epochs"] == 1 and manifest["method_args"]["beta"] == 3.0
+    assert manifest["recipe"]["epochs"] == 1 and manifest["modifiers"]["awp"]["gamma"] == 0.02
+    assert manifest["method_args"]["beta"] == 4.0 and manifest["method_args"]["steps"] == 1
+    assert manifest["asked"]["channels_last"] is True and manifest["asked"]["test_attacks"] == []
 
     (tmp_path / "run.yaml").write_text("modell: resnet18\n")
     done = run_cli("train", "--config", "run.yaml", cwd=tmp_path)
@@ -71,6 +75,9 @@ def test_configuration_file(tmp_path):
         (["train", "--resume", "--output", "nothing"], "nothing to resume in nothing"),
         (["train", "--resume"], "resume needs the folder"),
         (["train", "--config", "missing.yaml"], "cannot read the configuration missing.yaml"),
+        (["train", "--output", "run", "--resume", "--config", "empty"], "cannot read the configuration empty"),
+        (["train", "-o", "awp.gamma=1"], "belongs to 'awp': add --modifier awp"),
+        (["methods", "--json", "trades"], "--json trades names no file: expected one such as trades.json"),
         (["evaluate", "nothing"], "checkpoint 'nothing' does not exist"),
         (["methods", "tradez"], "unknown method 'tradez'"),
         (["recipes", "rise"], "unknown recipe 'rise'"),

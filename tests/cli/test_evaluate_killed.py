@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 def test_killed_twenty_times_the_record_is_the_same(train_small, few_digits, tmp_path):
     checkpoint = train_small(data="digits", epochs=3, recipe_args={"check_attack": "pgd-2-1", "check_examples": 20})
     command = [sys.executable, "-m", "timm_robust", "evaluate", str(checkpoint.output), "--attack", "pgd-5-1",
-               "autoattack", "--n-examples", "48", "--batch-size", "12", "--quiet"]  # fmt: skip
+               "autoattack", "--examples", "48", "--batch-size", "12", "--quiet"]  # fmt: skip
     started = time.monotonic()
     subprocess.run([*command, "--json", str(tmp_path / "whole.json")], check=True)
     whole, again = time.monotonic() - started, tmp_path / "again.json"

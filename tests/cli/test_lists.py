@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -44,7 +45,7 @@ def test_methods_json_has_the_promised_keys():
 
 def test_sources_are_shown(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "400")
-    lists.recipes("bag-of-tricks", False)
+    lists.recipes("bag-of-tricks")
     shown = capsys.readouterr().out
     for part in (
         "Pang et al., Bag of Tricks",
@@ -56,7 +57,7 @@ def test_sources_are_shown(capsys, monkeypatch):
         assert part in shown
     (line,) = (line for line in shown.splitlines() if " accumulate " in line)
     assert "default" in line
-    lists.recipes("trades", True)
+    lists.recipes("trades", Path("-"))
     told = json.loads(capsys.readouterr().out)
     assert told["values"]["weight_decay"] == 2e-4 and "code: 2e-4" in told["sources"]["weight_decay"]
     assert told["sources"]["lr"] == find_recipe("trades").spec.source and told["sources"]["ema"] == "default"
@@ -74,9 +75,9 @@ def test_a_bad_recipe_of_a_third_party_hides_no_other(capsys, monkeypatch):
     manager.register(plugin, name="foo", distribution="timm-robust-foo", version="0.2")
     failures = list(manager.failures)
     try:
-        lists.recipes(None, True)
+        lists.recipes(None, Path("-"))
         rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
-        lists.recipes(None, False)
+        lists.recipes(None)
         shown = capsys.readouterr().out
     finally:
         manager.unregister("foo")

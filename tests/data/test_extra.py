@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from tests.support import Killed, same_batches
-from timm_robust.cli import app, spread
+from timm_robust.cli import app
 from timm_robust.data import DataBundle, add_extra, load_data, make_train_loader
 from timm_robust.data.mixing import endless, extra_count
 from timm_robust.errors import UserError
@@ -303,7 +303,7 @@ def test_the_command_line_takes_extra_images(tmp_path: Path) -> None:
     path = write_npz(tmp_path / "made.npz", np.savez, image=pictures(40, 0, 256, 8), label=np.arange(40) % 10)
     small = "--model-kwargs layers=[1,1,1,1] channels=[8,8,16,16] --method fgsm-rs --epochs 1 --test-attack none"
     arguments = f"train --extra-data {path} --extra-share 0.25 {small} --output {tmp_path / 'run'}"
-    done = CliRunner().invoke(app, spread(arguments.split()))
+    done = CliRunner().invoke(app, arguments.split())
     assert done.exit_code == 0 and "+ 40 extra images (25 % of each batch)" in " ".join(done.output.split())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,14 +29,14 @@ def timm_robust_run_end(result, run):
 """
 
 
-def observe(manager: PluginManager) -> tuple[list[str], Any]:
+def observe(manager: PluginManager, is_main: bool = True) -> tuple[list[str], Any]:
     """What a run of three epochs hears; the run is the list that observers write to."""
     heard: Any = []
-    observers = manager.observers()
-    observers.run_start(heard)
-    for epoch in range(3):
-        observers.epoch_end(heard, epoch, {"loss": 1.0})
-    observers.run_end(heard, "done")
+    observers: Any = manager.observers()
+    observers.on_run_start(SimpleNamespace(run=heard, is_main=is_main, warn=lambda text: None))
+    for epoch in (1, 2, 3):
+        observers.on_epoch_saved({"epoch": epoch, "loss": 1.0})
+    observers.on_run_end("done")
     return heard, observers
 
 
@@ -55,6 +56,7 @@ def test_observers_are_shielded(
     ]
     # the next run hears it again
     assert observe(manager)[0] == heard
+    assert observe(manager, is_main=False)[0] == [], "the first process alone"
 
     monkeypatch.setenv(STRICT, "1")
     with pytest.raises(OSError, match="disk full"):

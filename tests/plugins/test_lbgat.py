@@ -123,7 +123,7 @@ def test_lbgat_trains_both_networks_and_resumes(train_small, monkeypatch, beta):
     assert whole.history[-1]["train_natural_loss"] < whole.history[0]["train_natural_loss"]
     natural = runs[0].auxiliary_model.state_dict()
     state = torch.load(whole.output / "last/state.pt", weights_only=True)
-    assert equal(state["companion"], natural)
+    assert equal(state["auxiliary_model"], natural)
     assert weights(whole.output / "best", "").keys() == runs[0].unwrapped_model.model.state_dict().keys(), (
         "it is not shipped"
     )

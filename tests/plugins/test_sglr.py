@@ -223,7 +223,7 @@ def test_sglr_tells_how_many_labels_changed(wrong, told):
             defense.commit(batch, Perturbed(batch.images), {"rows": torch.full((25, 10), 0.1), "relabelled": share})
         defense.on_epoch_end(1)
     assert len(said) == 2 * told
-    assert all("after epoch 2 the likeliest class of 50.0% of the labels" in line for line in said)
+    assert all("after epoch 2 the top class of 50.0% of the labels" in line for line in said)
 
 
 def test_smoothed_labels_are_those_of_cross_entropy_where_nothing_is_refined():

@@ -553,11 +553,11 @@ def test_success_is_judged_by_the_vote_in_eval_mode():
     assert torch.equal(perturbed.extras["fooled"], votes != bench.batch.targets)
 
 
-def test_compiled_networks_are_refused():
-    bench = Bench.make("ssat")
-    bench.model.compile()
-    with pytest.raises(UserError, match="no --compile"):
-        bench.defense.setup(bench.run)
+@pytest.mark.parametrize("method", ["ssat", "ssat-pretrain"])
+def test_compiled_networks_are_refused(method, train_small, tmp_path):
+    with pytest.raises(UserError, match=f"'{method}' reads inner features, which torch.compile hides"):
+        train_small(method, compile=True)
+    assert not (tmp_path / "run/metrics.jsonl").exists()
 
 
 # whole runs

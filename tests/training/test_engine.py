@@ -1,16 +1,21 @@
-"""The loop: it learns, averages, accumulates, and two processes agree."""
+"""The loop: it learns, averages, accumulates, is freed afterwards, and two processes agree."""
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
 import sys
+import weakref
+from contextlib import suppress
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from tests.support import equal, weights
+from timm_robust.errors import RunFailed
 from timm_robust.training.engine import Engine
 
 
@@ -68,8 +73,8 @@ def test_two_processes_agree(tmp_path, modifiers):
         "    method_args={'steps': 1}, epochs=2, output=sys.argv[1], test_attacks=[], quiet=True, device='cpu',\n"
         "    recipe_args={'check_attack': 'pgd-1-1'})\n"
         "e = kept[0]\n"
-        "total = sum(p.double().sum().item() for p in e.bare.parameters())\n"
-        "buffers = sum(b.double().sum().item() for b in e.bare.buffers())\n"
+        "total = sum(p.double().sum().item() for p in e.unwrapped_model.parameters())\n"
+        "buffers = sum(b.double().sum().item() for b in e.unwrapped_model.buffers())\n"
         "torch.save((seen, total, buffers), f'{sys.argv[1]}/rank{e.accelerator.process_index}.pt')\n"
     )
     out = tmp_path / "out"
@@ -108,3 +113,41 @@ def test_moving_average_against_its_formula(train_small):
     for step in kept[1:]:
         average = 0.9 * average + 0.1 * step
     torch.testing.assert_close(weights(result.output)["conv1.weight"].double(), average, rtol=1e-5, atol=1e-6)
+
+
+def fail(row):
+    raise RuntimeError("broken")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"recipe_args": {"ema": 0.9, "check_attack": "pgd-1-1", "diagnose": 10, "watch_every": 2, "watch_examples": 5}},
+        {"precision": "bf16", "image_size": 16, "method": "lbgat", "method_args": {"steps": 1}},
+        {"method": "atas", "modifiers": ["awp"]},
+        {"epochs": 6, "recipe_args": {"stop_on_overfitting": 1, "check_attack": "pgd-1-1"}},
+        {"callbacks": [SimpleNamespace(on_epoch_end=fail)]},
+    ],
+    ids=["monitors", "bf16-auxiliary-network", "table-and-modifier", "stopped", "failed"],
+)
+def test_engine_and_networks_are_freed_without_the_garbage_collector(train_small, monkeypatch, settings):
+    """Several runs in one process, such as a comparison, would keep the device's memory otherwise."""
+    made, init = [], Engine.__init__
+
+    def noted(self, config):
+        init(self, config)
+        parts = (self, self.unwrapped_model, self.eval_model, self.auxiliary_model, self.optimizer, self.context)
+        made.extend(weakref.ref(part) for part in parts if part is not None)
+
+    monkeypatch.setattr(Engine, "__init__", noted)
+    robust, check = iter([0.9, 0.1, 0.1, 0.1, 0.1, 0.1]), Engine._check
+    monkeypatch.setattr(Engine, "_check", lambda self: {**check(self), "val_clean": 0.95, "val_robust": next(robust)})
+    gc.collect()
+    gc.disable()
+    try:
+        with suppress(RunFailed):
+            train_small(**settings)
+        held = [type(part()).__name__ for part in made if part() is not None]
+    finally:
+        gc.enable()
+    assert made and not held

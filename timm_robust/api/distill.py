@@ -23,7 +23,8 @@ from timm_robust.errors import UserError, unknown
 from timm_robust.options import Options, parse_options, to_dict
 from timm_robust.plugin import DistillerSpec, get_manager
 from timm_robust.runs import folder as run_folder
-from timm_robust.runs.folder import DISTILLATION, MANIFEST, RunFolder, free_folder
+from timm_robust.runs.folder import DISTILLATION, RunFolder, free_folder
+from timm_robust.runs.layout import MANIFEST
 from timm_robust.utils.allocator import keep_freed_memory
 from timm_robust.utils.environment import hardware, versions
 from timm_robust.utils.progress import Display
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
     from timm_robust.distillation.observer import Observer
     from timm_robust.distillation.writer import DistilledWriter
     from timm_robust.distiller import DistillContext, Distiller
+
+MAY_DIFFER = ("device", "data_dir", "download")
+"""Arguments that a resumed distillation need not repeat."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +134,9 @@ def distill(
     config = manager.load_config(method, DistillerSpec)
     options = parse_options(config, dict(method_args or {}), owner=f"distiller {method!r}")
     settings.require_valid()
-    folder = RunFolder.open(output or _default_output(settings, resume), resume, vars(settings), DISTILLATION)
+    folder = RunFolder.open(
+        output or _default_output(settings, resume), resume, vars(settings), may_differ=MAY_DIFFER, kind=DISTILLATION
+    )
     before = _read_manifest(folder.path)
     if before.get("complete"):
         display.say(f"{folder.path} is distilled to the end: nothing to do")

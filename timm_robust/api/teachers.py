@@ -16,7 +16,8 @@ from timm_robust.models.class_order import ClassAlignedModel, class_columns
 from timm_robust.options import Options
 from timm_robust.plugin.spec import DefenseSpec
 from timm_robust.runs.checkpoint import load, read_metadata
-from timm_robust.runs.folder import MANIFEST, is_first_process
+from timm_robust.runs.folder import is_first_process
+from timm_robust.runs.layout import MANIFEST
 from timm_robust.training.config import TrainConfig
 
 

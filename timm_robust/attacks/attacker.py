@@ -16,6 +16,7 @@ The guard handles what training code gets wrong around torchattacks 3.5 (each po
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -211,7 +212,8 @@ class Attacker:
             unexpected = [name for name in settings if name not in accepted]
             if unexpected:
                 raise unknown(f"setting of attack {cls.__name__}", unexpected[0], [n for n in accepted if n != "self"])
-            self._attacks[key] = cls(self.view, **settings)
+            # weakly, since torchattacks leaves circular garbage behind that holds what it is given
+            self._attacks[key] = cls(weakref.proxy(self.view), **settings)
         return self._attacks[key]
 
 

@@ -1,16 +1,15 @@
-"""The command line: parses arguments, calls `timm_robust.api`, prints. No logic, and torch-free until a command needs
-torch. Importing a module registers its commands, in the order of `--help`.
+"""Command line: parses arguments, calls `timm_robust.api`, prints. Torch is loaded only by commands that need it.
+
+Importing a module registers its commands, in the order of `--help`.
 """
 
 from timm_robust.cli.app import app, main
 
 from timm_robust.cli import train, compare, distill, evaluate, report  # isort: skip
 from timm_robust.cli import curve, masking, transfer, corruptions, paired, submit, zoo, lists  # isort: skip
-from timm_robust.cli.parsing import by_method, pairs, spread
 
 __all__ = [
     "app",
-    "by_method",
     "compare",
     "corruptions",
     "curve",
@@ -20,9 +19,7 @@ __all__ = [
     "main",
     "masking",
     "paired",
-    "pairs",
     "report",
-    "spread",
     "submit",
     "train",
     "transfer",

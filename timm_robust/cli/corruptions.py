@@ -7,9 +7,9 @@ from typing import Annotated, Optional
 
 import typer
 
-from timm_robust.cli.app import app
+from timm_robust.cli.app import app, record_file
 from timm_robust.cli.arguments import Checkpoint, Device, EvalBatchSize, Json, Quiet
-from timm_robust.cli.parsing import Pairs
+from timm_robust.cli.parsing import Strings, is_stdout, split_commas
 from timm_robust.cli.tables import make_table, percent, show
 
 
@@ -22,7 +22,7 @@ def corruptions(
     examples: Annotated[
         Optional[int], typer.Option(help="Number of images of each severity, from the first. [default: all]")
     ] = None,
-    only: Annotated[Pairs, typer.Option(help="Some of the corruptions: --only fog snow. [default: all 15]")] = None,
+    only: Annotated[Strings, typer.Option(help="Some of the corruptions: --only fog snow. [default: all 15]")] = None,
     batch_size: EvalBatchSize = 250,
     device: Device = None,
     json_: Json = None,
@@ -35,9 +35,19 @@ def corruptions(
     """
     from timm_robust.api.corruptions import corruptions as run
 
-    found = run(
-        checkpoint, data, examples=examples, only=only, batch_size=batch_size, device=device, json=json_, quiet=quiet
-    )
+    with record_file(json_) as file:
+        found = run(
+            checkpoint,
+            data,
+            examples=examples,
+            only=split_commas(only),
+            batch_size=batch_size,
+            device=device,
+            json=file,
+            quiet=quiet,
+        )
+    if is_stdout(json_):
+        return
     title = f"{checkpoint} on {data}, n = {found.n_examples} for each"
     table = make_table(title, "corruption", *(f"severity {number}" for number in range(1, 6)), "mean")
     for name, row in found.accuracies.items():

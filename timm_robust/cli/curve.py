@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from timm_robust.cli.app import app
+from timm_robust.cli.app import app, record_file
 from timm_robust.cli.arguments import (
     DataDir,
     Device,
@@ -20,7 +20,7 @@ from timm_robust.cli.arguments import (
     Quiet,
     Seed,
 )
-from timm_robust.cli.parsing import Pairs
+from timm_robust.cli.parsing import Strings, is_stdout, split_commas
 from timm_robust.cli.tables import make_table, percent, show
 
 
@@ -32,7 +32,7 @@ def curve(
     ],
     data: EvalData = None,
     eps_values: Annotated[
-        Pairs,
+        Strings,
         typer.Option(help="Radii: --eps-values 0 4/255 8/255. [default: 0 to 4 times that of the training]"),
     ] = None,
     attack: Annotated[str, typer.Option(help="Attack, as in evaluate.")] = "pgd-10-1",
@@ -57,11 +57,15 @@ def curve(
     """
     from timm_robust.api.curve import curve as run
 
-    found = run(
-        checkpoints, data, eps_values=eps_values, attack=attack, output=output, examples=examples, norm=norm,
-        batch_size=batch_size, seed=seed, data_dir=data_dir, download=bool(download), device=device, json=json_,
-        restart=not resume, quiet=quiet,
-    )  # fmt: skip
+    with record_file(json_) as file:
+        found = run(
+            checkpoints, data, eps_values=split_commas(eps_values), attack=attack, output=output,
+            examples=examples, norm=norm, batch_size=batch_size, seed=seed, data_dir=data_dir,
+            download=bool(download), device=device, json=file,
+            restart=not resume, quiet=quiet,
+        )  # fmt: skip
+    if is_stdout(json_):
+        return
     first = next(iter(found.values()))
     table = make_table(f"{first.norm}, {first.attack}, n = {first.n_examples}, seed {seed}", "eps", *found)
     by_text = [dict(zip(one.eps_texts, one.accuracies, strict=True)) for one in found.values()]

@@ -8,66 +8,69 @@ from typing import Annotated, Any, Optional
 import typer
 
 from timm_robust.cli.app import app, stop
-from timm_robust.cli.arguments import Data, DataDir, Device, Download, Quiet
-from timm_robust.cli.parsing import Pairs, pairs
+from timm_robust.cli.arguments import Quiet, arguments_of, with_settings
+from timm_robust.cli.parsing import Strings, parse_pairs
 from timm_robust.errors import RunFailed
 
 
 @app.command(epilog="Example: timm-robust distill --data photos/ --observer runs/standard --ipc 10 --output runs/small")
+@with_settings(("data", "seed", "data_dir", "download", "device", "workers"))
 def distill(
     method: Annotated[
-        Optional[str], typer.Option(help="A distiller; `timm-robust distillers` lists them. [default: rded]")
+        Optional[str],
+        typer.Option(help="Distillation method; `timm-robust distillers` lists them. [default: rded]"),
     ] = None,
-    data: Data = None,
+    option: Annotated[
+        Strings,
+        typer.Option("--option", "-o", metavar="NAME=VALUE ...", help="Options of the method, such as factor=2."),
+    ] = None,
     observer: Annotated[
         Optional[str],
-        typer.Option(help="Network that chooses and labels: a run's folder, or a timm name with weights for ImageNet."),
+        typer.Option(
+            help="Network that selects and labels: a run's folder, or the name of a timm model with ImageNet weights."
+        ),
     ] = None,
     ipc: Annotated[Optional[int], typer.Option(help="Images per class. [default: 10]")] = None,
-    output: Annotated[Optional[Path], typer.Option(help="Folder. [default: runs/METHOD-DATA-ipcN]")] = None,
-    option: Annotated[Pairs, typer.Option("--option", "-o", help="Options of the distiller: -o factor=2")] = None,
-    image_size: Annotated[
-        Optional[int], typer.Option(help="Side of the images in pixels. [default: that of the observer]")
+    output: Annotated[
+        Optional[Path],
+        typer.Option(help="Folder of the distilled dataset. [default: runs/METHOD-DATA-ipcN, numbered if taken]"),
     ] = None,
-    image_format: Annotated[Optional[str], typer.Option("--format", help="png or jpeg. [default: png]")] = None,
-    data_dir: DataDir = None,
-    download: Download = None,
-    seed: Annotated[Optional[int], typer.Option(help="Of every random draw. [default: 0]")] = None,
+    image_size: Annotated[
+        Optional[int], typer.Option(help="Side of the images in pixels. [default: the observer's]")
+    ] = None,
+    image_format: Annotated[
+        Optional[str], typer.Option("--format", help="Image format: png or jpeg. [default: png]")
+    ] = None,
     batch_size: Annotated[
-        Optional[int], typer.Option(help="Images that the observer sees at once. [default: 256]")
+        Optional[int], typer.Option(help="Images per forward pass of the observer. [default: 256]")
     ] = None,
     precision: Annotated[
-        Optional[str], typer.Option(help="Of the observer: fp32, bf16 or fp16. [default: fp32]")
+        Optional[str], typer.Option(help="Precision of the observer: fp32, bf16 or fp16. [default: fp32]")
     ] = None,
-    device: Device = None,
-    workers: Annotated[Optional[int], typer.Option(help="Processes that read images.")] = None,
+    *,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the distillation in --output; its settings need no repeating.")
+        bool,
+        typer.Option("--resume", help="Continue the distillation in --output; its settings need not be repeated."),
     ] = False,
     quiet: Quiet = False,
+    **given: Any,
 ) -> None:
-    """Make a small data set of a large one: a few images for each class, chosen and labelled by an observer.
+    """Distil a dataset: a few images per class, selected and labelled by an observer.
 
-    Train on the folder with `--data FOLDER`: validation and test images are those of the data that was distilled.
+    Train on the result with `--data FOLDER`: validation and test images are those of the original dataset.
     """
-    given = {
+    own = {
         "method": method,
-        "data": data,
+        "method_args": parse_pairs(option, "--option") or None,
         "observer": observer,
         "ipc": ipc,
         "output": output,
-        "method_args": pairs(option, "--option") or None,
         "image_size": image_size,
         "image_format": image_format,
-        "data_dir": data_dir,
-        "download": download,
-        "seed": seed,
         "batch_size": batch_size,
         "precision": precision,
-        "device": device,
-        "workers": workers,
     }
-    arguments: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    arguments = {name: value for name, value in own.items() if value is not None} | arguments_of(given)
     from timm_robust.api.distill import distill as run
     from timm_robust.api.distill import read_asked
 

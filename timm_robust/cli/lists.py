@@ -4,16 +4,18 @@ loads timm.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, fields
+from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from timm_robust.cli.app import app
+from timm_robust.cli.app import app, emit_json
+from timm_robust.cli.arguments import FILE, JSON_HELP
+from timm_robust.cli.parsing import parse_json_file
 from timm_robust.errors import UserError
 from timm_robust.options import OptionInfo, describe
 from timm_robust.plugin import DistillerSpec, ModifierSpec, RecipeSpec, get_manager
@@ -21,7 +23,7 @@ from timm_robust.plugin.registry import RegisteredSpec
 from timm_robust.recipes.presets import all_recipes, find_recipe, values_of
 from timm_robust.recipes.recipe import Recipe
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+ListJson = Annotated[Optional[Path], typer.Option("--json", metavar=FILE, help=JSON_HELP, callback=parse_json_file)]
 
 COLUMNS = ("name", "summary", "reference", "distribution")
 
@@ -29,7 +31,7 @@ COLUMNS = ("name", "summary", "reference", "distribution")
 @app.command()
 def methods(
     name: Annotated[Optional[str], typer.Argument(help="Method to explain, with its options.")] = None,
-    json_: AsJson = False,
+    json_: ListJson = None,
 ) -> None:
     """List the training methods that plugins offer, or explain one."""
     manager = get_manager()
@@ -39,7 +41,7 @@ def methods(
         return
     found = manager.defense(name)
     _explain(found, describe(manager.load_config(name)), "-o NAME=VALUE or method_args={NAME: VALUE}", json_)
-    if found.spec.recommends and not json_:
+    if found.spec.recommends and json_ is None:
         values = ", ".join(f"{key}={value}" for key, value in found.spec.recommends.items())
         print(f"recommends {values}; overrides any recipe, and is overridden by --epochs, --lr, --activation and --set")
 
@@ -47,7 +49,7 @@ def methods(
 @app.command()
 def modifiers(
     name: Annotated[Optional[str], typer.Argument(help="Modifier to explain, with its options.")] = None,
-    json_: AsJson = False,
+    json_: ListJson = None,
 ) -> None:
     """List the modifiers, which compose with any method, such as weight perturbation; or explain one."""
     manager = get_manager()
@@ -64,7 +66,7 @@ def modifiers(
 @app.command()
 def distillers(
     name: Annotated[Optional[str], typer.Argument(help="Distiller to explain, with its options.")] = None,
-    json_: AsJson = False,
+    json_: ListJson = None,
 ) -> None:
     """List the distillers, which make small data sets of large ones; or explain one."""
     manager = get_manager()
@@ -76,12 +78,12 @@ def distillers(
     found = manager.distiller(name)
     options = describe(manager.load_config(name, DistillerSpec))
     _explain(found, options, "-o NAME=VALUE or method_args={NAME: VALUE}", json_)
-    if found.spec.use and not json_:
+    if found.spec.use and json_ is None:
         print(f"train on its images: timm-robust train --model MODEL --data FOLDER {found.spec.use}")
 
 
 @app.command()
-def plugins(json_: AsJson = False) -> None:
+def plugins(json_: ListJson = None) -> None:
     """List installed plugins, with their status and errors."""
     columns = ("name", "kind", "distribution", "version", "status", "offers", "error")
     _show(get_manager().report(), columns, json_, "plugins")
@@ -90,7 +92,7 @@ def plugins(json_: AsJson = False) -> None:
 @app.command()
 def recipes(
     name: Annotated[Optional[str], typer.Argument(help="Recipe to explain, setting by setting.")] = None,
-    json_: AsJson = False,
+    json_: ListJson = None,
 ) -> None:
     """List the named training settings, or explain one."""
     if name is None:
@@ -100,11 +102,11 @@ def recipes(
         return
     found = find_recipe(name)
     values = {field.name: field.default for field in fields(Recipe)} | values_of(found)
-    if json_:
+    if json_ is not None:
         about = {key: getattr(found.spec, key) for key in ("name", "summary", "source", "use", "departs")}
         origin = {"distribution": found.distribution, "version": found.version}
         sources = {setting: found.spec.source_of(setting) for setting in values}
-        _print_json({**about, **origin, "values": values, "sources": sources})
+        emit_json(json_, {**about, **origin, "values": values, "sources": sources})
     else:
         _explain_recipe(found, values)
 
@@ -112,7 +114,7 @@ def recipes(
 @app.command()
 def models(
     pattern: Annotated[Optional[str], typer.Argument(help="Wildcard such as 'resnet*' over all timm names.")] = None,
-    json_: AsJson = False,
+    json_: ListJson = None,
 ) -> None:
     """List networks that plugins add to timm; with a pattern, search all timm models (loads timm)."""
     manager = get_manager()
@@ -123,7 +125,7 @@ def models(
             for model in found.spec.models
         ]
         _show(rows, ("name", "summary", "distribution"), json_, "networks that plugins add to timm")
-        if not json_:
+        if json_ is None:
             print("\nevery timm model works too; search their names: timm-robust models 'resnet*'")
         return
     manager.register_models()
@@ -132,25 +134,25 @@ def models(
     names = timm.list_models(pattern if any(c in pattern for c in "*?[") else f"*{pattern}*")
     if not names:
         raise UserError(f"no timm model matches {pattern!r}: try a wildcard such as 'resnet*'")
-    if json_:
-        _print_json([{"name": name} for name in names])
+    if json_ is not None:
+        emit_json(json_, [{"name": name} for name in names])
     else:
         print("\n".join(names))
 
 
-def _explain(found: RegisteredSpec[Any], options: Sequence[OptionInfo], usage: str, as_json: bool) -> None:
+def _explain(found: RegisteredSpec[Any], options: Sequence[OptionInfo], usage: str, json_: Path | None) -> None:
     """One method, modifier or distiller with its options; `usage` says how to set them."""
     spec = found.spec
-    if as_json:
+    if json_ is not None:
         recommends = dict(getattr(spec, "recommends", {}))
-        _print_json(found.row() | {"options": [asdict(option) for option in options], "recommends": recommends})
+        emit_json(json_, found.row() | {"options": [asdict(option) for option in options], "recommends": recommends})
         return
     print(f"{spec.name}: {spec.summary}\n{spec.reference}\nfrom {found.origin}\n")
     if not options:
         print("no options")
         return
     columns = ("name", "type", "default", "unit", "range", "help", "source")
-    _show([asdict(option) for option in options], columns, False, f"options, as {usage}")
+    _show([asdict(option) for option in options], columns, None, f"options, as {usage}")
 
 
 def _recipe_row(found: RegisteredSpec[RecipeSpec]) -> dict[str, Any]:
@@ -179,18 +181,18 @@ def _explain_recipe(found: RegisteredSpec[RecipeSpec], values: dict[str, Any]) -
         source = "as above" if source == spec.source else source
         rows.append({"setting": info.name, "value": values[info.name], "source": source, "meaning": info.help})
     title = "settings, each changeable with --set NAME=VALUE"
-    _show(rows, ("setting", "value", "source", "meaning"), False, title)
+    _show(rows, ("setting", "value", "source", "meaning"), None, title)
 
 
-def _hint(as_json: bool, explain: str, use: str) -> None:
-    if not as_json:
+def _hint(json_: Path | None, explain: str, use: str) -> None:
+    if json_ is None:
         print(f"\nmore about one: timm-robust {explain}      {use}")
 
 
-def _show(rows: Sequence[dict[str, Any]], columns: Sequence[str], as_json: bool, title: str) -> None:
+def _show(rows: Sequence[dict[str, Any]], columns: Sequence[str], json_: Path | None, title: str) -> None:
     """Prints rows as JSON, or as a table of those columns that have any text."""
-    if as_json:
-        _print_json(list(rows))
+    if json_ is not None:
+        emit_json(json_, list(rows))
         return
     shown = [column for column in columns if any(_text(row.get(column)) for row in rows)]
     table = Table(title=title, title_justify="left", show_lines=False)
@@ -205,7 +207,3 @@ def _text(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(map(str, value))
     return "" if value is None else str(value)
-
-
-def _print_json(content: Any) -> None:
-    print(json.dumps(content, indent=2, default=str))

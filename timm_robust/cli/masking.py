@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from timm_robust.cli.app import app
+from timm_robust.cli.app import app, record_file
 from timm_robust.cli.arguments import (
     Checkpoint,
     DataDir,
@@ -22,6 +22,7 @@ from timm_robust.cli.arguments import (
     Quiet,
     Seed,
 )
+from timm_robust.cli.parsing import is_stdout
 from timm_robust.cli.tables import make_table, percent, show
 
 
@@ -50,16 +51,19 @@ def masking(
     """
     from timm_robust.api.masking import masking as run
 
-    checks = run(
-        checkpoint, data, eps=eps, norm=norm, draws=draws, examples=examples, batch_size=batch_size, seed=seed,
-        data_dir=data_dir, download=bool(download), device=device, json=json_, quiet=quiet,
-    )  # fmt: skip
+    with record_file(json_) as file:
+        checks = run(
+            checkpoint, data, eps=eps, norm=norm, draws=draws, examples=examples, batch_size=batch_size, seed=seed,
+            data_dir=data_dir, download=bool(download), device=device, json=file, quiet=quiet,
+        )  # fmt: skip
+    failed = [check for check in checks if not check.passed]
+    if is_stdout(json_):
+        raise typer.Exit(1 if failed else 0)
     table = make_table(f"signs of masked gradients in {checkpoint}", "sign", "seen", "measured")
     for check in checks:
         numbers = "\n".join(f"{name} {percent(value)}" for name, value in check.numbers.items())
         table.add_row(check.name, "no" if check.passed else "[red]YES[/red]", numbers)
     show(table)
-    failed = [check for check in checks if not check.passed]
     for check in failed:
         Console(highlight=False).print(f"{check.name}: {check.meaning}", style="yellow", markup=False)
     if json_:

@@ -1,59 +1,65 @@
-"""What users type, as values: several after one option, `name=value`, names with commas between. Torch-free."""
+"""Parsing of values as users type them: lists, assignments, integers. Torch-free."""
 
 from __future__ import annotations
 
 import ast
+import re
+from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any, Optional
 
 from timm_robust.errors import UserError
 
-SPREAD = (
-    "--model-kwargs",
-    "--set",
-    "--option",
-    "-o",
-    "--attack",
-    "--test-attack",
-    "--from",
-    "--eps-values",
-    "--only",
-    "--track",
-    "--methods",
-    "--seeds",
-    "--modifier",
-)
-"""Options that take several values in a row, as timm's do: `--model-kwargs layers=[1,1,1,1] drop_rate=0.1`."""
+Strings = Optional[list[str]]
+"""Values of an option that takes several: `--seeds 0,1`, `--seeds 0 1` and `--seeds 0 --seeds 1` mean the same."""
 
-Pairs = Optional[list[str]]
+STDOUT = "-"
+"""The file that stands for standard output."""
+
+_CLOSED = r"(?![^(\[{]*[)\]}])"
+_BETWEEN_WORDS = re.compile(r",(?!\s*[\w.]+=)" + _CLOSED)
+_BETWEEN_PAIRS = re.compile(r",(?=\s*[\w.-]+=)" + _CLOSED)
 
 
-def spread(arguments: list[str]) -> list[str]:
-    """Repeats an option of `SPREAD` before each of the values that follow it, which is what the parser understands."""
+def expand_lists(arguments: Sequence[str], several: Collection[str], optional: Collection[str] = ()) -> list[str]:
+    """Rewrites arguments for the parser, which wants an option again before each of its values.
+
+    Args:
+        arguments: as typed.
+        several: options that take several values: `--set a=1 b=2` becomes `--set a=1 --set b=2`.
+        optional: options that take a file or nothing: `--json` becomes `--json -`.
+    """
     out: list[str] = []
-    option = None
-    for argument in arguments:
-        if argument in SPREAD:
-            option, first = argument, True
-            continue
-        if option is None or argument.startswith("-"):
-            if option is not None and first:
-                out.append(option)  # no value followed: let the parser complain
-            option = None
-            out.append(argument)
-        else:
+    option, alone = "", False
+    for argument, following in zip(arguments, (*arguments, "--")[1:], strict=True):
+        if argument in several:
+            if alone:
+                out.append(option)  # without a value, for the parser to complain
+            option, alone = argument, True
+        elif option and not argument.startswith("-"):
             out += [option, argument]
-            first = False
-    return out + ([option] if option is not None and first else [])
+            alone = False
+        else:
+            out += [option, argument] if alone else [argument]
+            option, alone = "", False
+            if argument in optional and following.startswith("-") and following != STDOUT:
+                out.append(STDOUT)
+    return [*out, option] if alone else out
 
 
-def pairs(given: Pairs, option: str) -> dict[str, Any]:
-    """`["a=1", "b=[2,3]", "c=x"]` as {"a": 1, "b": [2, 3], "c": "x"}: Python literals where they parse, else text.
+def split_commas(given: Strings) -> list[str] | None:
+    """`["a,b", "c"]` as ["a", "b", "c"]; commas in brackets, or before NAME=, belong to a value."""
+    return given and [word.strip() for item in given for word in _BETWEEN_WORDS.split(item) if word.strip()]
+
+
+def parse_pairs(given: Strings, option: str) -> dict[str, Any]:
+    """`["a=1,b=[2,3]", "c=x"]` as {"a": 1, "b": [2, 3], "c": "x"}: Python literals where they parse, else text.
 
     Raises:
         UserError: an item without `=`.
     """
     out: dict[str, Any] = {}
-    for item in given or []:
+    for item in (pair.strip() for several in given or [] for pair in _BETWEEN_PAIRS.split(several)):
         name, separator, text = item.partition("=")
         if not separator or not name:
             raise UserError(f"{option} {item!r} is no assignment: expected name=value")
@@ -64,47 +70,44 @@ def pairs(given: Pairs, option: str) -> dict[str, Any]:
     return out
 
 
-def by_method(given: Pairs) -> dict[str, dict[str, Any]]:
-    """`["moat.stages=r2"]` as {"moat": {"stages": "r2"}}.
+def by_owner(options: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """`{"moat.stages": "r2"}` as {"moat": {"stages": "r2"}}.
 
     Raises:
-        UserError: an item without method, name or `=`.
+        UserError: a name without owner.
     """
     out: dict[str, dict[str, Any]] = {}
-    for full, value in pairs(given, "--option").items():
-        method, _, name = full.partition(".")
-        if not method or not name:
+    for full, value in options.items():
+        owner, _, name = full.partition(".")
+        if not owner or not name:
             raise UserError(f"--option {full!r} names no method: expected METHOD.name=value such as moat.stages=r2")
-        out.setdefault(method, {})[name] = value
+        out.setdefault(owner, {})[name] = value
     return out
 
 
-def dotted(item: str) -> bool:
-    """Whether an option names whose it is: `awp.gamma=0.01`."""
-    return "." in item.partition("=")[0]
-
-
-def modifiers_of(names: list[str] | None, options: list[str]) -> dict[str, dict[str, Any]]:
-    """`["awp"]` and `["awp.gamma=0.01"]` as {"awp": {"gamma": 0.01}}.
+def parse_int(word: str, what: str) -> int:
+    """An integer; `what` it is, for the message ("seed").
 
     Raises:
-        UserError: an option of a modifier that the run does not have.
+        UserError: it is none.
     """
-    chosen: dict[str, dict[str, Any]] = {name: {} for name in names or []}
-    for name, values in by_method(options).items():
-        if name not in chosen:
-            raise UserError(f"--option {name}.{next(iter(values))} belongs to {name!r}: add --modifier {name}")
-        chosen[name] = values
-    return chosen
-
-
-def words(given: Pairs) -> list[str] | None:
-    """`["a,b", "c"]` as ["a", "b", "c"]."""
-    return given and [word.strip() for item in given for word in item.split(",") if word.strip()]
-
-
-def whole(word: str) -> int:
     try:
         return int(word)
     except ValueError:
-        raise UserError(f"seed {word!r} is no whole number: expected seeds such as 0,1,2") from None
+        raise UserError(f"{what} {word!r} is no whole number") from None
+
+
+def is_stdout(file: Path | None) -> bool:
+    """Whether `--json` came without a file: only JSON is printed then."""
+    return file is not None and str(file) == STDOUT
+
+
+def parse_json_file(file: Path | None) -> Path | None:
+    """Refuses, in commands with an optional name, `--json NAME`: the name was not meant as a file.
+
+    Raises:
+        UserError: it has neither an ending nor a folder.
+    """
+    if file and not is_stdout(file) and not file.suffix and len(file.parts) == 1:
+        raise UserError(f"--json {file} names no file: expected one such as {file}.json, or the name before --json")
+    return file

@@ -2,131 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
 
+from timm_robust.api.settings import SETTINGS
 from timm_robust.cli.accuracies import print_accuracies
 from timm_robust.cli.app import app, stop
-from timm_robust.cli.arguments import (
-    BatchSize,
-    Data,
-    DataDir,
-    Device,
-    Download,
-    Epochs,
-    Eps,
-    ExtraData,
-    ExtraShare,
-    ImageSize,
-    Model,
-    ModelKwargs,
-    Norm,
-    Precision,
-    Pretrained,
-    Quiet,
-    Rate,
-    RecipeName,
-    Settings,
-    Stem,
-    TestAttack,
-    TestExamples,
-    Workers,
-)
-from timm_robust.cli.parsing import Pairs, dotted, modifiers_of, pairs, words
-from timm_robust.errors import RunFailed, UserError
+from timm_robust.cli.arguments import arguments_of, with_settings
+from timm_robust.cli.parsing import by_owner
+from timm_robust.errors import RunFailed, UserError, unknown
+from timm_robust.runs.folder import read_asked
+from timm_robust.runs.history import overfitting_line
 
 
 @app.command(epilog="Example: timm-robust train --model vit_tiny_patch16_224 --method trades -o beta=5 --data photos/")
+@with_settings(SETTINGS)
 def train(
-    model: Model = None,
-    method: Annotated[
-        Optional[str], typer.Option(help="A defense; `timm-robust methods` lists them. [default: sat]")
-    ] = None,
-    data: Data = None,
-    output: Annotated[Optional[Path], typer.Option(help="Folder of the run. [default: runs/MODEL-METHOD-DATA]")] = None,
-    eps: Eps = None,
-    norm: Norm = None,
-    recipe: RecipeName = None,
-    epochs: Epochs = None,
-    batch_size: BatchSize = None,
-    lr: Rate = None,
-    set_: Settings = None,
-    option: Annotated[
-        Pairs, typer.Option("--option", "-o", help="Options of the method, or of a modifier: -o beta=5 awp.gamma=0.01")
-    ] = None,
-    modifier: Annotated[
-        Pairs,
-        typer.Option(help="What composes with the method, such as awp or swa; `timm-robust modifiers` lists them."),
-    ] = None,
-    activation: Annotated[
-        Optional[str],
-        typer.Option(help="Smooth activation to swap in: silu, gelu, softplus, ... or none. [default: the method's]"),
-    ] = None,
-    model_kwargs: ModelKwargs = None,
-    pretrained: Pretrained = None,
-    stem: Stem = None,
-    image_size: ImageSize = None,
-    extra_data: ExtraData = None,
-    extra_share: ExtraShare = None,
-    data_dir: DataDir = None,
-    download: Download = None,
-    seed: Annotated[Optional[int], typer.Option(help="Of every random draw. [default: 0]")] = None,
-    precision: Precision = None,
-    device: Device = None,
-    compile: Annotated[Optional[bool], typer.Option("--compile", help="Use torch.compile.")] = None,
-    workers: Workers = None,
-    track: Annotated[Pairs, typer.Option(help="Trackers to tell each epoch's numbers: tensorboard, wandb, ...")] = None,
-    test_attack: TestAttack = None,
-    test_examples: TestExamples = None,
+    *,
     config: Annotated[
-        Optional[Path], typer.Option(help="YAML file with any of these; the command line overrides it.")
+        Optional[Path],
+        typer.Option(help="YAML file with any of these options as keys; the command line overrides it."),
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the run in --output; its settings need no repeating.")
-    ] = False,
-    quiet: Quiet = False,
+    **given: Any,
 ) -> None:
-    """Train a model with a defense, then measure it on the test split."""
-    given = {
-        "model": model,
-        "method": method,
-        "data": data,
-        "output": output,
-        "eps": eps,
-        "norm": norm,
-        "recipe": recipe,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "lr": lr,
-        "recipe_args": pairs(set_, "--set") or None,
-        "method_args": pairs([item for item in option or [] if not dotted(item)], "--option") or None,
-        "modifiers": modifiers_of(words(modifier), [item for item in option or [] if dotted(item)]) or None,
-        "activation": activation,
-        "model_kwargs": pairs(model_kwargs, "--model-kwargs") or None,
-        "pretrained": pretrained,
-        "stem": stem,
-        "image_size": image_size,
-        "extra_data": extra_data,
-        "extra_share": extra_share,
-        "data_dir": data_dir,
-        "download": download,
-        "seed": seed,
-        "precision": precision,
-        "device": device,
-        "compile": compile,
-        "workers": workers,
-        "track": track,
-        "test_examples": test_examples,
-        "test_attacks": [] if test_attack == ["none"] else test_attack,
-    }
-    arguments = _merge(config, {name: value for name, value in given.items() if value is not None}, resume)
+    """Train a model adversarially, then measure it on the test split."""
+    arguments = _with_config(config, arguments_of(given))
+    if arguments.get("resume") and "output" in arguments:
+        arguments = {**_started_with(Path(arguments["output"])), **arguments}
     from timm_robust.api.train import train as run
-    from timm_robust.runs.history import overfitting_line
 
     try:
-        result = run(**arguments, resume=resume, quiet=quiet)
+        result = run(**arguments)
     except RunFailed as error:
         stop(str(error), 1)
     except KeyboardInterrupt:
@@ -144,25 +53,41 @@ def train(
     )
 
 
-def _merge(config: Path | None, given: dict[str, Any], resume: bool) -> dict[str, Any]:
-    """Command line over YAML; a resumed run takes what is not said from its own manifest."""
-    values = dict(given)
-    if config is not None:
-        values = {**_read_config(config), **values}
-    if resume and "output" in values:
-        from timm_robust.runs.folder import read_asked
+def _with_config(config: Path | None, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The command line over the YAML file; options of modifiers go to their modifiers."""
+    file = {} if config is None else _read_config(config)
+    merged = {
+        name: {**file.get(name, {}), **value} if isinstance(value, dict) else value for name, value in arguments.items()
+    }
+    return _assign_options({**file, **merged})
 
-        values = {**read_asked(Path(values["output"])), **values}
-    return values
+
+def _assign_options(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Moves options such as `awp.gamma` from the method's to those of the modifier.
+
+    Raises:
+        UserError: the run does not have that modifier.
+    """
+    given = arguments.pop("method_args", {})
+    own = {name: value for name, value in given.items() if "." not in name}
+    modifiers: dict[str, dict[str, Any]] = {name: {} for name in arguments.pop("modifiers", [])}
+    for name, values in by_owner({full: value for full, value in given.items() if "." in full}).items():
+        if name not in modifiers:
+            raise UserError(f"--option {name}.{next(iter(values))} belongs to {name!r}: add --modifier {name}")
+        modifiers[name] = values
+    return arguments | ({"method_args": own} if own else {}) | ({"modifiers": modifiers} if modifiers else {})
+
+
+def _started_with(output: Path) -> Mapping[str, Any]:
+    asked = read_asked(output)
+    for name in asked:
+        if name not in SETTINGS:
+            raise UserError(f"the run in {output} was started by another version, with {name!r} that is not known here")
+    return asked
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    import inspect
-
     import yaml
-
-    from timm_robust.api.train import train
-    from timm_robust.errors import unknown
 
     try:
         content = yaml.safe_load(path.read_text()) or {}
@@ -172,9 +97,9 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no settings: expected lines such as `model: resnet18`")
-    known = [name for name in inspect.signature(train).parameters if name not in ("resume", "quiet")]
-    content = {str(name).replace("-", "_"): value for name, value in content.items()}
-    for name in content:
-        if name not in known:
-            raise unknown(f"setting in {path}", name, known)
-    return content
+    keys = {one.option: name for name, one in SETTINGS.items() if one.recorded or name == "output"}
+    found = {str(key).replace("_", "-"): value for key, value in content.items()}
+    for key in found:
+        if key not in keys:
+            raise unknown(f"setting in {path}", key, keys)
+    return arguments_of({keys[key]: value for key, value in found.items()})

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from timm_robust.cli.app import app
+from timm_robust.cli.app import app, record_file
 from timm_robust.cli.arguments import (
     DataDir,
     Device,
@@ -21,14 +21,16 @@ from timm_robust.cli.arguments import (
     Quiet,
     Seed,
 )
-from timm_robust.cli.parsing import Pairs
+from timm_robust.cli.parsing import Strings, is_stdout, split_commas
 from timm_robust.cli.tables import counted, make_table, show
 
 
 @app.command(epilog="Example: timm-robust transfer runs/sat --from runs/pgd runs/standard --attack torchattacks:MIFGSM")
 def transfer(
     target: Annotated[Path, typer.Argument(help="Folder of the run or checkpoint to measure.")],
-    from_: Annotated[Pairs, typer.Option("--from", help="Folders of runs or checkpoints to craft attacks on.")] = None,
+    from_: Annotated[
+        Strings, typer.Option("--from", help="Folders of runs or checkpoints to craft attacks on.")
+    ] = None,
     data: EvalData = None,
     attack: Annotated[
         str,
@@ -54,10 +56,14 @@ def transfer(
     """
     from timm_robust.api.transfer import transfer as run
 
-    found = run(
-        target, from_ or [], data, attack=attack, eps=eps, norm=norm, examples=examples, batch_size=batch_size,
-        seed=seed, data_dir=data_dir, download=bool(download), device=device, json=json_, quiet=quiet,
-    )  # fmt: skip
+    with record_file(json_) as file:
+        found = run(
+            target, split_commas(from_) or [], data, attack=attack, eps=eps, norm=norm,
+            examples=examples, batch_size=batch_size, seed=seed, data_dir=data_dir, download=bool(download),
+            device=device, json=file, quiet=quiet,
+        )  # fmt: skip
+    if is_stdout(json_):
+        return
     headings = ("crafted on", "accuracy", "95 % interval", "test images")
     table = make_table(f"{target} under {found.attack} from others", *headings)
     rows = {"nothing (clean)": found.clean, **found.still_correct}

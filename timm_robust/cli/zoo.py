@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from timm_robust.cli.app import app
+from timm_robust.cli.app import app, emit_json
+from timm_robust.cli.arguments import Json
 
 
 @app.command(epilog="Example: timm-robust zoo --dataset cifar100 --threat Linf")
 def zoo(
-    dataset: Annotated[str, typer.Option(help="cifar10, cifar100 or imagenet.")] = "cifar10",
-    threat: Annotated[str, typer.Option(help="Linf, L2 or corruptions.")] = "Linf",
-    folder: Annotated[Path, typer.Option(help="Where weights lie: FOLDER/DATASET/THREAT/NAME.pt.")] = Path("models"),
-    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    dataset: Annotated[str, typer.Option(help="Leaderboard: cifar10, cifar100 or imagenet.")] = "cifar10",
+    threat: Annotated[str, typer.Option(help="Threat model: Linf, L2 or corruptions.")] = "Linf",
+    folder: Annotated[Path, typer.Option(help="Folder of the weights, as FOLDER/DATASET/THREAT/NAME.pt.")] = Path(
+        "models"
+    ),
+    json_: Json = None,
 ) -> None:
-    """List the networks of RobustBench's model zoo, and which of their weights are here."""
+    """List the models of RobustBench's zoo, and which of their weights are on this machine."""
     from timm_robust.robustbench.zoo import list_zoo
 
     entries = list_zoo(dataset, threat, folder)
-    if json_:
-        typer.echo(json.dumps([entry.to_dict() for entry in entries], indent=2))
+    if json_ is not None:
+        emit_json(json_, [entry.to_dict() for entry in entries])
         return
     from rich.console import Console
     from rich.table import Table

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from timm_robust.data.batch import View
+from timm_robust.utils.splitmix import child, right_shift
 
 # Keys of the independent random streams of an epoch.
 ORDER, TABLE, SAMPLE, FIXED = 0, 1, 2, 3
@@ -36,12 +37,9 @@ def uniforms(seed: int, key: int, turn: np.ndarray, index: np.ndarray, count: in
     Returns:
         float64 [count, B] in [0, 1).
     """
-    start = stream(seed, 0, key).integers(2**64, size=1, dtype=np.uint64)
-    place = ((turn.astype(np.uint64) << np.uint64(32)) + index.astype(np.uint64)) * np.uint64(128)
-    bits = start + (place + np.arange(1, count + 1, dtype=np.uint64)[:, None]) * np.uint64(0x9E3779B97F4A7C15)
-    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return ((bits ^ (bits >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53
+    start = stream(seed, 0, key).integers(2**64, size=1, dtype=np.uint64).view(np.int64)
+    place = ((turn.astype(np.int64) << 32) + index.astype(np.int64)) * 128
+    return right_shift(child(start, place + np.arange(count)[:, None]), 11) * 2.0**-53
 
 
 def below(draws: np.ndarray, bound: np.ndarray | int) -> np.ndarray:

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from timm_robust.data.images import SMALL, Images, SomeImages, native_size
+from timm_robust.data.images import Images, SomeImages, native_size
 from timm_robust.data.raw import Distilled, RawData, RawSplit
 from timm_robust.data.read import read_source
 from timm_robust.data.split import evaluation_order, held_out_size, hold_out
 from timm_robust.data.streaming import decode_all
 from timm_robust.errors import UserError
+from timm_robust.threat import SMALL_IMAGE
 from timm_robust.utils.progress import Progress
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -162,7 +163,7 @@ def load_data(
     size = image_size or raw.image_size or native_size(raw.train.images) or 224
     splits = raw.splits()
     total = sum(len(part.labels) for part in splits.values())
-    resident = not stream and size <= SMALL and total * size * size * 3 <= resident_limit_bytes
+    resident = not stream and size <= SMALL_IMAGE and total * size * size * 3 <= resident_limit_bytes
     pixels: dict[str, np.ndarray] = {}
     if resident:
         for key, part in [(key, part) for key, part in splits.items() if key == "test" or not test_only]:

@@ -13,9 +13,7 @@ from PIL import Image
 
 from timm_robust.data.arrays import to_pixels
 from timm_robust.errors import UserError
-
-SMALL = 64
-"""Side in pixels up to which images are small: they are kept whole and on the device, and get the small-image stem."""
+from timm_robust.threat import SMALL_IMAGE
 
 CROP_SHARE = 0.875
 """Central crop on which larger images are evaluated: 224 of 256 pixels, as in timm and RobustBench."""
@@ -188,7 +186,7 @@ def fit(image: Image.Image, size: int) -> Image.Image:
     width, height = image.size
     if width == height == size:
         return image
-    side = size if size <= SMALL else round(size / CROP_SHARE)
+    side = size if size <= SMALL_IMAGE else round(size / CROP_SHARE)
     scale = side / min(width, height)
     width, height = max(side, round(width * scale)), max(side, round(height * scale))
     image = image.resize((width, height), Image.Resampling.BILINEAR)

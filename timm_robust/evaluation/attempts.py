@@ -1,4 +1,4 @@
-"""How a measure attacks: one function for each start, restart or constant that it tries."""
+"""Attempts of an attack: one function for each start, restart or constant that is tried."""
 
 from __future__ import annotations
 
@@ -14,63 +14,57 @@ from torchattacks.attack import Attack
 from timm_robust.attacks.attack_mode import attack_mode
 from timm_robust.attacks.attacker import Attacker
 from timm_robust.attacks.l1 import PGDL1, project_l1
-from timm_robust.attacks.steps import project, signed_step
+from timm_robust.attacks.pgd import ObjectivePGD
+from timm_robust.attacks.steps import project
 from timm_robust.errors import UserError
 from timm_robust.evaluation.attack_spec import CLASSES_NEEDED, AttackSpec, torchattacks_settings
 from timm_robust.utils.random import preserve_rng_state
 
 Attempt = Callable[[Tensor, Tensor], Tensor]
-"""Makes adversarial images [N, C, H, W], inside the ball and inside [0, 1], of images and their targets [N]."""
+"""From images [N, C, H, W] and targets [N] to adversarial images, inside the ball and inside [0, 1]."""
 
 CW_CONSTANTS = (0.1, 1.0, 10.0, 100.0)
-"""Weights of the misclassification term; each is tried on what stands, in place of the paper's search for one."""
+"""Weights of the misclassification term; each is tried on the images still correct, instead of the paper's search."""
 
 MARGIN_STEPS = 50
 
 
-class MarginPGD(Attack):
+class MarginPGD(ObjectivePGD):
     """PGD on the margin of Carlini and Wagner: the largest other logit minus that of the target.
 
     N. Carlini, D. Wagner, Towards evaluating the robustness of neural networks, S&P 2017, arXiv:1608.04644, f6 of
     section V; A. Madry et al., ICLR 2018, arXiv:1706.06083, section 5 runs it under Linf. Linear in the logits, so that
-    it keeps a gradient where cross-entropy has saturated.
+    its gradient does not vanish where cross-entropy saturates.
     """
 
     def __init__(
         self, model: nn.Module, eps: float = 8 / 255, alpha: float = 2 / 255, steps: int = MARGIN_STEPS
     ) -> None:
-        super().__init__("MarginPGD", model)
-        self.eps, self.alpha, self.steps = eps, alpha, steps
-        self.supported_mode = ["default"]
+        super().__init__(model, eps, alpha, steps)
 
-    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Adversarial images for a batch, float [N, C, H, W]."""
-        adversarial = images + (torch.rand_like(images) * 2 - 1) * self.eps
-        adversarial = adversarial.clamp(0, 1).detach()
-        for _ in range(self.steps):
-            adversarial.requires_grad_(True)
-            loss = margin(self.get_logits(adversarial), labels).sum()
-            (gradient,) = torch.autograd.grad(loss, adversarial)
-            adversarial = signed_step(adversarial, gradient, images, alpha=self.alpha, eps=self.eps)
-        return adversarial.detach()
+    def start(self, images: Tensor) -> Tensor:
+        return (images + (torch.rand_like(images) * 2 - 1) * self.eps).clamp_(0, 1)
+
+    def objective(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return margin(logits, labels).sum()
 
 
 def margin(logits: Tensor, targets: Tensor) -> Tensor:
-    """The largest other logit minus that of the target, [N]; positive where the image is misclassified."""
+    """Largest other logit minus the target's, [N]; positive where the image is misclassified."""
     right = logits.gather(1, targets[:, None]).squeeze(1)
     others = logits.scatter(1, targets[:, None], float("-inf"))
     return others.max(dim=1).values - right
 
 
 def attempts(measure: AttackSpec, attacker: Attacker, num_classes: int) -> list[Attempt]:
-    """What a measure tries, in order; each needs only the images that stood all before.
+    """The attempts of an attack, in order; each needs only the images that are still correct.
 
-    The step of PGD is 2/255 at eps 8/255, and eps / 4 elsewhere. What an attack returns is brought into the ball.
+    The step size of PGD is eps / 4: 2/255 at 8/255. Results are projected into the ball.
 
     Args:
         measure: neither `clean` nor a version of AutoAttack.
-        attacker: the model and its threat.
-        num_classes: of the model.
+        attacker: attacker of the model, under the threat.
+        num_classes: number of the model's classes.
     """
     eps, l1 = attacker.threat.eps, attacker.threat.norm == "L1"
     if measure.name == "fgsm":
@@ -96,7 +90,9 @@ def _crafted(attacker: Attacker, attack: str | type[Attack], settings: dict[str,
         if not isinstance(attack, str):
             images = images.contiguous()  # some call `view`
         adversarial = attacker(images, targets, attack, **settings)
-        if attacker.threat.norm == "L1":  # the guard knows the L2 ball of this radius, which holds the L1 ball
+        if (
+            attacker.threat.norm == "L1"
+        ):  # the guard projects into the L2 ball of this radius, which contains the L1 ball
             adversarial = project_l1(adversarial, images, attacker.threat.eps)
         return adversarial
 
@@ -104,7 +100,7 @@ def _crafted(attacker: Attacker, attack: str | type[Attack], settings: dict[str,
 
 
 def _guarded(name: str, attempt: Attempt) -> Attempt:
-    """Turns the failure of somebody else's attack into a sentence."""
+    """Turns an exception of a third-party attack into a UserError of one sentence."""
 
     def guarded(images: Tensor, targets: Tensor) -> Tensor:
         try:
@@ -119,7 +115,7 @@ def _guarded(name: str, attempt: Attempt) -> Attempt:
 
 
 class _Mute:
-    """Stands in for the package's logger, which warns of zero gradients."""
+    """Silent logger, since the package's warns of zero gradients."""
 
     def log(self, message: str) -> None:
         pass

@@ -11,12 +11,12 @@ import timm
 from timm.models import is_model, model_entrypoint
 from torch import nn
 
-from timm_robust.data.images import SMALL
 from timm_robust.errors import UserError, unknown
 from timm_robust.models.pixel_model import ModelConfig
 from timm_robust.models.resolution import on_meta
 from timm_robust.models.stem import apply_stem
 from timm_robust.models.stem_plan import make_plan
+from timm_robust.threat import SMALL_IMAGE
 from timm_robust.utils.random import preserve_rng_state
 
 
@@ -56,7 +56,7 @@ def create_fitted(
             name,
             image_size=config.image_size,
             in_chans=config.in_chans,
-            small=stem == "auto" and config.image_size <= SMALL,
+            small=stem == "auto" and config.image_size <= SMALL_IMAGE,
             taken=frozenset(kwargs),
         )
     kwargs |= plan.kwargs

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from timm_robust.errors import PluginError, UserError, unknown
-from timm_robust.plugin.callbacks import Callbacks
+from timm_robust.plugin.callbacks import PluginCallback
 from timm_robust.plugin.environment import DISABLE, HOST, STRICT, aliases, normal, strict, why_blocked
 from timm_robust.plugin.errors import PluginFailure
 from timm_robust.plugin.hook_checks import checked_hooks, checked_specs
@@ -252,9 +252,9 @@ class PluginManager:
             except (Exception, SystemExit) as error:
                 self._fail(self._plugin(found.plugin), "load", error)
 
-    def observers(self) -> Callbacks:
-        """Callbacks of all plugins for one run."""
-        return Callbacks(self)
+    def observers(self) -> PluginCallback:
+        """The plugins' observers, as a callback of one run."""
+        return PluginCallback(self.implementations, strict=self.strict)
 
     def implementations(self, hook: str) -> list[tuple[Plugin, Any]]:
         """Active plugins that implement `hook`, sorted by name, each with pluggy's implementation object."""

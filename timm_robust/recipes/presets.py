@@ -17,6 +17,7 @@ from timm_robust.plugin.environment import HOST
 from timm_robust.plugin.registry import RegisteredSpec
 from timm_robust.recipes.check import SETTINGS, recipe_values, recommended_values
 from timm_robust.recipes.recipe import Recipe, require_peak
+from timm_robust.threat import SMALL_IMAGE
 
 GENERAL = tuple(
     RegisteredSpec(spec, HOST, HOST, __version__)
@@ -97,7 +98,7 @@ def default_preset(data: str, image_size: int) -> str:
     """Name of the recipe of a run that names none, by data set and image size in pixels."""
     if data == "digits":
         return "digits"
-    return "default" if image_size <= 64 else "imagenet"
+    return "default" if image_size <= SMALL_IMAGE else "imagenet"
 
 
 def make_recipe(preset: str, recommended: Mapping[str, Any], chosen: Mapping[str, Any]) -> Recipe:

@@ -1,4 +1,4 @@
-"""Reports over several runs: what each method reached as a table, and how as a picture. Torch-free."""
+"""Reports on one or several runs, as tables, pictures and pages. Torch-free."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Robust accuracy over the epochs, one line per method, as a picture. matplotlib is imported when one is drawn."""
+"""Plot of robust accuracy over the epochs, one line per method. matplotlib is imported when one is drawn."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#333333", "#E69F00", "#56B4E9")
-"""Okabe and Ito's, which all kinds of colour vision tell apart, without the yellow that white paper swallows."""
+"""Okabe and Ito's palette, safe for colour-blind readers, without the yellow that is faint on white."""
 
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.2, 1.4)))
-"""Told apart by dashes where colours repeat."""
+"""Line styles, by which lines differ when colours repeat."""
 
 INK, GREY, GRID = "#222222", "#666666", "#E4E4E4"
 LABEL_INCHES = 0.18
-"""Distance of two names."""
+"""Distance between two labels."""
 
 MARK: dict[str, Any] = {
     "marker": "X", "markersize": 8.5, "markeredgecolor": "white", "markeredgewidth": 1, "linestyle": "", "zorder": 5,
@@ -31,18 +31,18 @@ STYLE: Any = {
     "font.family": "DejaVu Sans", "font.size": 9.5, "text.parse_math": False,
     "svg.fonttype": "none", "svg.hashsalt": "0",
 }  # fmt: skip
-"""Of every picture, whatever a user's own settings are; letters stay letters in the svg, a dollar stays a dollar."""
+"""Style of every picture, whatever the user's matplotlibrc says; text stays text in SVG, and $ starts no formula."""
 
 Histories = Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]
 
 
 def draw(histories: Histories, files: Sequence[Path], *, title: str, notes: Sequence[str] = ()) -> None:
-    """Draws `val_robust` of each method: the mean of its seeds, a band from the lowest to the highest, collapse marked.
+    """Draws `val_robust` of each method: mean over seeds, a band from the lowest to the highest, and collapses marked.
 
     Args:
-        histories: by method, for each seed the rows of metrics.jsonl; at least one method, and one row for each seed.
-        files: where to write the picture; the ending says the format (png, svg, pdf).
-        title: above the picture, in bold.
+        histories: rows of metrics.jsonl for each seed, by method; at least one method, and one row for each seed.
+        files: pictures to write; the suffix is the format (png, svg, pdf).
+        title: bold title.
         notes: lines below the title.
 
     Raises:
@@ -66,18 +66,17 @@ def draw(histories: Histories, files: Sequence[Path], *, title: str, notes: Sequ
         frame(axes, max(epoch for epoch, _, _ in ends.values()))
         name_lines(axes, ends, across, high)
         if any(first_collapse(run) for runs in histories.values() for run in runs):
-            told = "catastrophic overfitting" + (
-                "; thin: that seed alone" if max(map(len, histories.values())) > 1 else ""
-            )
+            several = max(map(len, histories.values())) > 1
+            label = "catastrophic overfitting" + ("; thin: that seed alone" if several else "")
             x, y = 0.75 / across, -0.31 / high
             axes.plot([x], [y], transform=axes.transAxes, color=GREY, **MARK)
-            axes.text(x + 0.12 / across, y, told, transform=axes.transAxes, size=9, color=GREY, va="center")
+            axes.text(x + 0.12 / across, y, label, transform=axes.transAxes, size=9, color=GREY, va="center")
         for file in files:
             figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else {})
 
 
 def _line(axes: Axes, number: int, runs: Sequence[Sequence[Mapping[str, Any]]]) -> tuple[int, float, Any]:
-    """Draws a method; returns its last epoch, the height there, and the line's style."""
+    """Draws a method; returns its last epoch, its value there, and the line's style."""
     style = {"color": COLOURS[number % len(COLOURS)], "linestyle": DASHES[number // len(COLOURS) % len(DASHES)]}
     epochs, means, lows, highs = curve(runs)
     dots = "o" if len(epochs) <= 2 else ""
@@ -89,7 +88,7 @@ def _line(axes: Axes, number: int, runs: Sequence[Sequence[Mapping[str, Any]]]) 
         if collapse is None:
             continue
         rows = {row["epoch"]: row["val_robust"] for row in run}
-        if len(runs) > 1:  # where one seed falls and others stand, their mean shows neither
+        if len(runs) > 1:  # if one seed collapses and others do not, their mean shows neither
             axes.plot(list(rows), list(rows.values()), linewidth=0.8, zorder=2.5, clip_on=False, **style)
         place = min(collapse, max(rows))  # a run that stopped kept no row of that epoch
         axes.plot([place], [rows[place]], color=style["color"], **MARK)
@@ -97,7 +96,7 @@ def _line(axes: Axes, number: int, runs: Sequence[Sequence[Mapping[str, Any]]]) 
 
 
 def curve(runs: Sequence[Sequence[Mapping[str, Any]]]) -> tuple[list[int], list[float], list[float], list[float]]:
-    """Epochs, and at each the mean, lowest and highest `val_robust` of the runs that got there."""
+    """Epochs, and at each the mean, lowest and highest `val_robust` of the runs that reached it."""
     found: dict[int, list[float]] = {}
     for run in runs:
         for row in run:
@@ -108,16 +107,16 @@ def curve(runs: Sequence[Sequence[Mapping[str, Any]]]) -> tuple[list[int], list[
 
 
 def first_collapse(run: Sequence[Mapping[str, Any]]) -> int | None:
-    """Epoch of the first collapse in a run, None without."""
+    """Epoch of the first collapse in a run; None if there is none."""
     return next((event["epoch"] for event in events(run)), None)
 
 
 def frame(axes: Axes, last: int, *, shares: bool = True) -> None:
-    """Limits, ticks and grid, once all lines are drawn.
+    """Sets limits, ticks and grid, after all lines are drawn.
 
     Args:
         last: epoch at the right edge.
-        shares: the values are shares, shown in percent.
+        shares: whether the values are fractions, shown in percent.
     """
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
@@ -139,12 +138,12 @@ def frame(axes: Axes, last: int, *, shares: bool = True) -> None:
 def name_lines(
     axes: Axes, ends: Mapping[str, tuple[int, float, Any]], across: float, high: float, form: str = "{:.1%}"
 ) -> None:
-    """Names each line at its right end; where ends are close, names move apart and a thin line leads to each.
+    """Labels each line at its right end; labels that would overlap move apart, and a thin line leads to each.
 
     Args:
-        ends: of each line its last epoch, the height there, and its style.
+        ends: last epoch, value there and style of each line, by name.
         across, high: size of the axes in inches.
-        form: how the height is written behind the name.
+        form: format of the value behind the name.
     """
     heights = {method: axes.transLimits.transform((epoch, value)) for method, (epoch, value, _) in ends.items()}
     order = sorted(heights, key=lambda method: float(heights[method][1]))
@@ -165,10 +164,12 @@ def name_lines(
 
 
 def spread_out(wanted: Sequence[float], gap: float, high: float) -> list[float]:
-    """Places at least `gap` apart, in [0, high] where that has room, moved as little as possible from those wanted.
+    """Positions at least `gap` apart, within [0, high] if they fit, moved as little as possible from those wanted.
 
     Args:
-        wanted: in ascending order.
+        wanted: positions, in ascending order.
+        gap: smallest distance.
+        high: upper limit.
     """
     blocks: list[tuple[float, int]] = []  # sum and count of neighbours that touch, each measured from its own slot
     for number, place in enumerate(wanted):

@@ -1,4 +1,4 @@
-"""A page about finished runs: how far each fell from its best epoch, and what it memorised. Torch-free."""
+"""HTML report on runs: how far each fell from its best epoch, and what it memorised. Torch-free."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from timm_robust.errors import UserError
 from timm_robust.report.panels import Panel, curve, marks, panels_of, svg
 from timm_robust.runs.finished import FinishedRun
 from timm_robust.runs.history import best_and_last, best_row, overfitting_line, points
+from timm_robust.runs.layout import MANIFEST, METRICS
 
 SPLITS = ("training", "validation", "test")
 
@@ -35,13 +36,13 @@ p.small { color: #666; font-size: 13px; }
 """
 
 LEGEND = (
-    "Robust accuracy in %: at the epoch in best/, which validation images chose, and after the last one. Test images "
-    "were watched only: nothing was chosen by them. Training images carry the labels that were trained on."
+    "Robust accuracy in %: at the epoch in best/, which was selected on validation images, and after the last one. "
+    "Nothing was selected on test images. Training images have the labels that were trained on."
 )
 
 SIGNS = (
     "Dotted: the epoch in best/. ✕ catastrophic overfitting. ◆ robust overfitting ended the run. "
-    "Right or wrong at best: training images by what the best epoch so far made of them under attack."
+    "Right or wrong at best: training images that the best epoch so far classified correctly under attack, or not."
 )
 
 
@@ -62,11 +63,11 @@ def write_page(runs: str | Path | Sequence[str | Path], path: Path) -> Path:
 
 def _read(folder: Path) -> FinishedRun:
     if not folder.is_dir():
-        raise UserError(f"run {str(folder)!r} does not exist: expected a folder that train made")
+        raise UserError(f"run {str(folder)!r} does not exist: expected the folder of a training run")
     run = FinishedRun(folder.name, 0, folder)
     run.read(())
     if not (run.manifest and run.history and all({"epoch", "val_robust"} <= row.keys() for row in run.history)):
-        raise UserError(f"{folder} holds no run: metrics.jsonl or manifest.json is missing, empty or damaged")
+        raise UserError(f"{folder} holds no run: {METRICS} or {MANIFEST} is missing, empty or damaged")
     return run
 
 
@@ -105,7 +106,7 @@ def _table(runs: dict[str, FinishedRun]) -> str:
 
 
 def _setting(run: FinishedRun) -> tuple[str, str, str, str]:
-    """Method with its modifiers, model, data and threat, as the manifest has them."""
+    """Method with its modifiers, model, data and threat, from the manifest."""
     manifest = run.manifest
     model, threat = manifest.get("model", {}), manifest.get("threat", {})
     return (
@@ -131,7 +132,7 @@ def _percents(high: float, low: float) -> list[str]:
 
 
 def _happened(run: FinishedRun) -> list[str]:
-    """What ended the run or was seen in it, one sentence for each."""
+    """Events of the run, one sentence each."""
     sentences = [
         f"catastrophic overfitting in epoch {event['epoch']}: robust accuracy on {event['seen_on']} images fell from "
         f"{event['best']:.1%} to {event['robust']:.1%}"
@@ -146,9 +147,9 @@ def _happened(run: FinishedRun) -> list[str]:
 
 def _measured(run: FinishedRun) -> str:
     recipe = run.manifest.get("recipe", {})
-    told = f"Validation images under {recipe.get('check_attack', 'the attack of the check')}"
+    text = f"Validation images under {recipe.get('check_attack', 'the attack of the check')}"
     if recipe.get("diagnose"):
-        told += f"; up to {recipe['diagnose']} training and as many test images under pgd-10-1"
+        text += f"; up to {recipe['diagnose']} training and as many test images under pgd-10-1"
     if recipe.get("label_noise"):
-        told += f"; {recipe['label_noise']:.0%} of the training labels drawn anew"
-    return told + "."
+        text += f"; {recipe['label_noise']:.0%} of the training labels redrawn at random"
+    return text + "."

@@ -1,4 +1,4 @@
-"""Panels of a run's curves, as one picture inside a page: what it learns, and what it memorises."""
+"""Panels of a run's curves, as one picture for a page: what it learns, and what it memorises."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MARKERS = {CATASTROPHIC_OVERFITTING: "X", ROBUST_OVERFITTING: "D"}
 COLOUR_OF = {"validation": COLOURS[0], "training": COLOURS[1], "test": COLOURS[2]}
 
 COLUMNS, ACROSS, HIGH = 2, 3.3, 2.1
-"""Panels beside each other, and the inches of each one's axes, at least."""
+"""Panels per row, and least width and height of the axes of each, in inches."""
 
 ABOVE, BELOW, LEFT = 0.55, 0.5, 0.55
 
@@ -30,10 +30,11 @@ class Panel:
     """One diagram over the epochs.
 
     Attributes:
-        lines: values by epoch, at least one, for each line by its name; lines without any are left out.
-        shares: the values are shares, shown in percent.
-        best: epoch of best/, marked by a line; None without.
-        marks: kind, epoch and height of what happened.
+        title: bold title.
+        lines: (epoch, value) pairs of each line by its name, at least one each.
+        shares: whether the values are fractions, shown in percent.
+        best: epoch of best/, marked by a vertical line; None for no mark.
+        marks: kind, epoch and value of each event.
     """
 
     title: str
@@ -44,13 +45,13 @@ class Panel:
 
 
 def curve(rows: Sequence[Mapping[str, Any]], key: str) -> Curve:
-    """The values of `key` by epoch, from the check on validation images or from the diagnosis, where it was made."""
+    """Values of `key` by epoch, from the check on validation images or from the diagnosis, if there was one."""
     found = [(row["epoch"], (row if key.startswith("val_") else row.get("diagnosis", {})).get(key)) for row in rows]
     return [(epoch, value) for epoch, value in found if value is not None]
 
 
 def panels_of(rows: Sequence[Mapping[str, Any]]) -> list[Panel]:
-    """What there is to see in a run: robust accuracy always, the rest where it was diagnosed."""
+    """Panels of a run: robust accuracy always, the others if the recipe's `diagnose` measured them."""
     best = best_row(rows)
     at = best["epoch"] if best else None
 
@@ -77,34 +78,37 @@ def panels_of(rows: Sequence[Mapping[str, Any]]) -> list[Panel]:
 
 
 def marks(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, int, float]]:
-    """Where overfitting was seen: its kind, the epoch, and validation robust accuracy after it."""
+    """Events of overfitting: kind, epoch, and validation robust accuracy after it."""
     heights = dict(curve(rows, "val_robust"))
     places = [(kind, min(event["epoch"], rows[-1]["epoch"])) for kind in MARKERS for event in events(rows, kind)]
-    return [(kind, place, heights[place]) for kind, place in places]  # a run that collapsed kept no row of that epoch
+    return [(kind, place, heights[place]) for kind, place in places]  # an epoch that collapsed may have no row
 
 
-def svg(panels: Sequence[Panel], prefix: str, told: str) -> str:
-    """The panels as an `<svg>` element for a page, which refers to nothing outside.
+def svg(panels: Sequence[Panel], prefix: str, alt: str) -> str:
+    """The panels as a self-contained `<svg>` element for a page.
 
     Args:
-        prefix: makes the names in it differ from those of other pictures on the page.
-        told: what is to be seen, for who cannot see it.
+        panels: panels to draw, at least one.
+        prefix: prefix of its ids, unique on the page.
+        alt: alt text.
     """
     file = io.StringIO()
     draw_panels(panels, file, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     text = file.getvalue()
     text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", text[text.index("<svg") :])
-    text = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", text)  # a page knows them
+    text = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", text)  # which HTML does not need
     text = text.replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif")  # Verdana's letters are as wide
-    return text.replace("<svg", f'<svg role="img" aria-label="{escape(told)}"', 1)
+    return text.replace("<svg", f'<svg role="img" aria-label="{escape(alt)}"', 1)
 
 
 def draw_panels(panels: Sequence[Panel], file: Any, *, format: str = "svg", **settings: Any) -> None:
-    """Draws at most two panels beside each other, and the others below.
+    """Draws panels in rows of two.
 
     Args:
-        file: to write to, as matplotlib takes it.
+        panels: panels to draw, at least one.
+        file: path or file object, as matplotlib takes it.
         format: svg, png or pdf.
+        settings: further arguments of matplotlib's `savefig`.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""Accuracy over the radius, one line per checkpoint, as a picture. matplotlib is imported when one is drawn."""
+"""Plot of accuracy over the radius, one line per checkpoint. matplotlib is imported when one is drawn."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def draw_radii(curves: Mapping[str, Curve], files: Sequence[Path], *, title: str
     """Draws accuracy over the radius, with a band for its 95 % interval.
 
     Args:
-        curves: by name, at least one, all under one norm.
-        files: where to write the picture; the ending says the format (svg, png, pdf).
-        title: above the picture, in bold.
-        trained: radius to mark, in units of [0, 1]; None for none.
+        curves: curves by name, at least one, all under one norm.
+        files: pictures to write; the suffix is the format (svg, png, pdf).
+        title: bold title.
+        trained: radius to mark, in units of [0, 1]; None for no mark.
 
     Raises:
         OSError: a file cannot be written.
@@ -70,5 +70,5 @@ def draw_radii(curves: Mapping[str, Curve], files: Sequence[Path], *, title: str
 
 
 def points(curve: Curve) -> list[tuple[float, str, float]]:
-    """Radius, its text and the accuracy there, by radius."""
+    """Radius, its text and the accuracy there, in the order of the curve."""
     return list(zip(curve.eps, curve.eps_texts, curve.accuracies, strict=True))

@@ -1,6 +1,6 @@
-"""What a comparison found, read from the folders of its runs: one row per method, as table, Markdown and JSON.
+"""Results of a comparison, read from the folders of its runs: one row per method, as table, Markdown and JSON.
 
-Numbers come from the files that every run leaves, so that a run of today and one that was taken as it was count alike.
+Numbers come from the files of each run, so that runs finished earlier and runs of today are treated alike.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from rich.table import Table
 
 from timm_robust.report.curves import draw
 from timm_robust.runs.finished import FinishedRun
+from timm_robust.runs.layout import COMPARISON_PICTURES
 from timm_robust.utils.environment import hardware, versions
 
 ANSWERED = {"stop": ", stopped", "restore": ", restored", "escalate": ", escalated"}
-"""What a row adds about the recipe's answer to a collapse; a warning is none."""
+"""Suffix of a row about the recipe's answer to a collapse; none for a warning."""
 
 
 WIDE = 200
-"""Columns of a text that has no edge to wrap at."""
+"""Width in columns of text that is not wrapped."""
 
 
 @dataclass(repr=False)
@@ -32,9 +33,9 @@ class Comparison:
     """The runs of a comparison; its `repr` is the table.
 
     Attributes:
-        output: the folder, with one folder for each run, comparison.md, comparison.json and the picture.
-        runs: by method, then by seed.
-        asked: what it was started with, for the record.
+        output: folder of the comparison, with one folder per run, comparison.md, comparison.json and the pictures.
+        runs: runs, by method, then by seed.
+        asked: arguments of the comparison, for comparison.json.
     """
 
     output: Path
@@ -48,11 +49,11 @@ class Comparison:
 
     @property
     def done(self) -> list[FinishedRun]:
-        """Runs that all numbers are from."""
+        """Finished runs, which all numbers are from."""
         return [run for run in self.runs if run.done]
 
     def images(self) -> dict[str, int]:
-        """Test images of each attack: the first so many, as many as all runs have been measured on."""
+        """Number of test images of each attack that all runs were measured on, counted from the first."""
         counts: dict[str, int] = {}
         for run in self.done:
             for name, entry in run.evaluation.get("attacks", {}).items():
@@ -60,7 +61,7 @@ class Comparison:
         return counts
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row per method: accuracies in [0, 1] over its finished seeds, cost, and what happened."""
+        """One row per method: accuracies in [0, 1] over its finished seeds, cost, and events."""
         images = self.images()
         return [
             _row([run for run in self.runs if run.method == method], images)
@@ -68,13 +69,13 @@ class Comparison:
         ]
 
     def title(self) -> str:
-        """What was compared, in one line."""
+        """Title of the comparison, in one line."""
         seeds = sorted({run.seed for run in self.runs})
-        told = f"{len(self.rows())} methods, {'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}"
-        return told + (f": {setting}" if (setting := self.setting()) else "")
+        title = f"{len(self.rows())} methods, {'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}"
+        return title + (f": {setting}" if (setting := self.setting()) else "")
 
     def setting(self) -> str:
-        """Model, data, threat and budget, as the first finished run recorded them; empty without any."""
+        """Model, data, threat and budget, from the first finished run; empty if there is none."""
         if not self.done:
             return ""
         manifest = self.done[0].manifest
@@ -86,7 +87,7 @@ class Comparison:
         )
 
     def legend(self) -> list[str]:
-        """What the columns say, in lines."""
+        """Meaning of the columns, in lines."""
         if not self.done:
             return []
         first, images = self.done[0], self.images()
@@ -121,7 +122,7 @@ class Comparison:
         return header, out
 
     def show(self, console: Console) -> None:
-        """Prints table and legend; where the console is narrow, what happened stands below the table."""
+        """Prints table and legend; on a narrow console, events are printed below the table."""
         header, rows = self.cells()
         free = console.options.update(width=WIDE)
         narrow = console.measure(self._table(header, rows), options=free).maximum > console.width
@@ -143,23 +144,23 @@ class Comparison:
         return table
 
     def failures(self) -> list[str]:
-        """One sentence for each run that failed."""
+        """One sentence for each failed run."""
         return [f"{run.method}, seed {run.seed} failed: {run.error}" for run in self.failed]
 
     def markdown(self) -> str:
-        """The page comparison.md."""
+        """Content of comparison.md."""
         header, rows = self.cells()
         lines = [header, ["---" if name in ("method", "what happened") else "---:" for name in header], *rows]
         table = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
-        picture = ["![robust accuracy over the epochs](comparison.png)"] if self.done else []
+        picture = [f"![robust accuracy over the epochs]({COMPARISON_PICTURES[0]})"] if self.done else []
         blocks = [f"# {self.title()}", "\n".join(table), *self.legend(), *self.failures(), *picture]
         return "\n\n".join(blocks) + "\n"
 
     def draw(self, files: Sequence[Path]) -> None:
-        """Draws robust accuracy over the epochs; nothing where no run has finished.
+        """Draws robust accuracy over the epochs; nothing if no run has finished.
 
         Args:
-            files: the ending says the format (png, svg, pdf).
+            files: pictures to write; the suffix is the format (png, svg, pdf).
 
         Raises:
             OSError: a file cannot be written.
@@ -174,7 +175,7 @@ class Comparison:
             draw(histories, files, title="Robust accuracy over the epochs", notes=notes)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, for comparison.json; `asked` is what resuming takes up."""
+        """Content of comparison.json; resuming reads `asked`."""
         return {
             "format": 1,
             "asked": self.asked,
@@ -198,12 +199,12 @@ def _row(runs: list[FinishedRun], images: dict[str, int]) -> dict[str, Any]:
     measured = [run.evaluation for run in done if run.evaluation]
     history = [row for run in done for row in run.history]
     attacks = {
-        # the verdicts are in data order: the first n of them are of the same images in every run
+        # results are in data order: the first n of them are for the same images in every run
         name: _spread(statistics.fmean(entry["attacks"][name]["robust"][:n]) for entry in have)
         for name, n in images.items()
         if (have := [entry for entry in measured if name in entry["attacks"]])
     }
-    counted = [row["passes"] for row in history if "passes" in row]  # compiled runs have none
+    counted = [row["passes"] for row in history if "passes" in row]  # not counted in compiled runs
     return {
         "method": runs[0].method,
         "method_args": done[0].manifest["method_args"] if done else {},
@@ -240,7 +241,7 @@ def _happened(runs: list[FinishedRun]) -> Iterable[str]:
 
 
 def _spread(values: Iterable[float]) -> dict[str, Any] | None:
-    """Mean and sample standard deviation; None without values, no deviation of a single one."""
+    """Mean and sample standard deviation; None for no values, no deviation for a single one."""
     numbers = [float(value) for value in values]
     if not numbers:
         return None

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from timm_robust.errors import UserError
 from timm_robust.robustbench.record import Board, timm_name_for
+from timm_robust.threat import SMALL_IMAGE
 from timm_robust.utils.environment import versions
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ def write_model_file(folder: Path, model: PixelModel, board: Board, model_id: st
         pick=_pick(model),
         create=create if plain else "rebuild(ModelRecord.from_dict(RECORD)).model",
         size=(record.in_chans, size, size),
-        crop=CROP_SHARE if size > 64 else 1.0,
+        crop=CROP_SHARE if size > SMALL_IMAGE else 1.0,
         channels=record.in_chans,
     )
     write_text(path, text)

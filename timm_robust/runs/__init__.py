@@ -1,1 +1,1 @@
-"""What lies in a run's folder: manifest, checkpoints, history."""
+"""The folder of a run: file names, manifest, checkpoints, history."""

@@ -1,4 +1,4 @@
-"""Checkpoints: weights as safetensors, everything else as JSON; no pickle is needed to load a model, and no plugin.
+"""Checkpoints: weights as safetensors, everything else as JSON. Loading a model needs no pickle and no plugin.
 
 last/  best/      model.safetensors   the inner network's weights, keys as in `timm.create_model(...)`
                   model.json          how to rebuild it: architecture, stem, activations, normalisation, threat, data
@@ -20,19 +20,20 @@ from torch import nn
 from timm_robust.errors import UserError
 from timm_robust.models.factory import rebuild
 from timm_robust.models.pixel_model import ModelConfig, PixelModel
+from timm_robust.runs.layout import BEST, LAST, METADATA, STATE, WEIGHTS
 from timm_robust.utils.files import write_atomically, write_json
 
-FORMAT = 1
-WEIGHTS, METADATA, STATE = "model.safetensors", "model.json", "state.pt"
+FORMAT, STATE_FORMAT = 1, 2
+"""Versions of model.json and of state.pt; older ones are read too."""
 
 
 def save_model(folder: Path, model: PixelModel, metadata: dict[str, Any]) -> None:
     """Writes `model.safetensors` and `model.json`.
 
     Args:
-        folder: made if it is not there.
-        model: its inner network's weights are stored, in float32 as trained.
-        metadata: what else `model.json` says (threat, data, method, metrics, versions).
+        folder: checkpoint folder, made if missing.
+        model: model whose inner network's weights are stored, in float32 as trained.
+        metadata: further entries of `model.json` (threat, data, method, metrics, versions).
     """
     # clones, because safetensors refuses shared memory (tied weights) and other strides than contiguous
     weights = {name: value.detach().cpu().contiguous().clone() for name, value in model.model.state_dict().items()}
@@ -42,7 +43,7 @@ def save_model(folder: Path, model: PixelModel, metadata: dict[str, Any]) -> Non
 
 
 def rescue(model: PixelModel, metadata: dict[str, Any], output: Path, error: OSError) -> str:
-    """Saves a model that could not be saved in `output` into the system's temporary folder; returns what to tell."""
+    """Saves a model in the system's temporary folder, because `output` takes none; returns a sentence about it."""
     folder = Path(tempfile.mkdtemp(prefix="timm-robust-rescued-"))
     try:
         save_model(folder, model, metadata)
@@ -53,26 +54,51 @@ def rescue(model: PixelModel, metadata: dict[str, Any], output: Path, error: OSE
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:
     """Writes `state.pt` for resuming."""
-    write_atomically(folder / STATE, lambda file: torch.save(state, file))
+    content = {"format": STATE_FORMAT, **state}
+    write_atomically(folder / STATE, lambda file: torch.save(content, file))
 
 
 def load_state(folder: Path) -> dict[str, Any]:
-    """Reads `state.pt` without unpickling code.
+    """Reads `state.pt` without unpickling code; one of an older version is brought to today's layout.
 
     Raises:
-        UserError: no such file, or damaged.
+        UserError: no such file, damaged, or written by a newer version.
     """
     path = folder / STATE
     if not path.is_file():
         raise UserError(f"nothing to resume in {folder}: {STATE} is not there")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise UserError(f"{path} cannot be read, it may be truncated: {_first_line(error)}") from error
+    if state.get("format", 1) > STATE_FORMAT:
+        raise _too_new(path, state["format"], STATE_FORMAT)
+    return upgrade_state(state)
+
+
+def upgrade_state(state: dict[str, Any]) -> dict[str, Any]:
+    """A state in today's layout; the first one had no entry "format"."""
+    if "format" in state:
+        return state
+    renamed = {"companion": "auxiliary_model", "returns": "rollbacks"}
+    moved = {"watch": "catastrophic overfitting", "diagnosis": "robust overfitting"}
+    kept = {renamed.get(name, name): value for name, value in state.items() if name not in moved}
+    return {**kept, "monitors": {name: state[old] for old, name in moved.items()}}
+
+
+def read_trained(run: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Trained weights of a run's last epoch, by name: the model's, and its auxiliary model's; empty where not stored.
+
+    The model's are those that were trained, also where a modifier saves averaged ones.
+    """
+    state = load_state(run / LAST) if (run / LAST / STATE).is_file() else {}
+    auxiliary = state.get("auxiliary_model") or {}
+    # DistributedDataParallel prefixes the names
+    return state.get("model", {}), {name.removeprefix("module."): value for name, value in auxiliary.items()}
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """The folder that holds the model for a run folder (best before last), a checkpoint folder or a weights file.
+    """The checkpoint folder for a run's folder (best/ before last/), a checkpoint folder or a weights file.
 
     Raises:
         UserError: there is none.
@@ -80,7 +106,7 @@ def find_checkpoint(path: str | Path) -> Path:
     given = Path(path)
     if given.is_file():
         given = given.parent
-    for folder in (given, given / "best", given / "last"):
+    for folder in (given, given / BEST, given / LAST):
         if (folder / METADATA).is_file():
             return folder
     if not given.exists():
@@ -100,11 +126,9 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read: {_first_line(error)}") from error
     if not isinstance(metadata, dict) or "model" not in metadata:
-        raise UserError(f"{file} is no model card of timm-robust: it has no entry 'model'")
+        raise UserError(f"{file} is no metadata of a timm-robust checkpoint: it has no entry 'model'")
     if metadata.get("format", 0) > FORMAT:
-        raise UserError(
-            f"{file} has format {metadata['format']}, this version reads up to {FORMAT}: upgrade timm-robust"
-        )
+        raise _too_new(file, metadata["format"], FORMAT)
     return metadata
 
 
@@ -112,13 +136,13 @@ def load(path: str | Path, *, model: nn.Module | None = None, device: str | torc
     """A trained model, ready to use: in eval mode, on [0, 1] pixels, normalisation inside. No plugin is loaded.
 
     Args:
-        path: a run's folder (its best checkpoint), a checkpoint folder, or a `model.safetensors`.
-        model: the network to fill, needed only where the run trained a module of the user's own.
-        device: where to put it.
+        path: run folder (its best checkpoint), checkpoint folder, or `model.safetensors`.
+        model: network to load the weights into; only needed if the run trained your own module.
+        device: device to put it on.
 
     Returns:
-        a module that takes float images [N, C, H, W] in [0, 1] and returns logits [N, K]; `.model` is the bare timm
-        network.
+        module that takes float images [N, C, H, W] in [0, 1] and returns logits [N, K]; `.model` is the timm network
+        inside.
 
     Raises:
         UserError: no checkpoint, truncated, or weights of another model.
@@ -147,6 +171,10 @@ def read_weights(folder: Path, model: nn.Module) -> dict[str, torch.Tensor]:
         how = "is missing" if missing else "is unknown to the model" if extra else "has another shape"
         raise UserError(f"{file} does not fit {type(model).__name__}: {what!r} {how}; it holds another model's weights")
     return weights
+
+
+def _too_new(file: Path, found: int, known: int) -> UserError:
+    return UserError(f"{file} has format {found}, this version reads up to {known}: upgrade timm-robust")
 
 
 def _first_line(error: BaseException) -> str:

@@ -9,18 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from timm_robust.runs.history import ROBUST_OVERFITTING, events, was_stopped
+from timm_robust.runs.layout import EVALUATION, LAST, MANIFEST, METRICS, STATE
 
 
 @dataclass
 class FinishedRun:
-    """One method with one seed.
+    """A run of one method with one seed.
 
     Attributes:
-        folder: of the run, as `train` makes it.
-        error: the sentence of what ended it, None unless it failed.
+        method: method, with its modifiers if any ("trades+awp").
+        seed: random seed.
+        folder: folder of the run, as `train` makes it.
+        error: sentence that says why it failed; None unless it did.
+        done: whether all epochs and measurements are there.
         history: rows of metrics.jsonl.
-        evaluation: content of evaluation.json; empty where there is none.
-        manifest: content of manifest.json; empty where there is none.
+        evaluation: content of evaluation.json; empty if missing.
+        manifest: content of manifest.json; empty if missing.
     """
 
     method: str
@@ -33,15 +37,15 @@ class FinishedRun:
     manifest: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def read(self, attacks: Sequence[str]) -> None:
-        """Reads the folder; `done` says whether all epochs are there, and `attacks` measured on the test split.
+        """Reads the folder; the run is done if it has all epochs, and all of `attacks` measured on the test split.
 
         Args:
-            attacks: names as `parse_attack` spells them; with none, no evaluation is expected.
+            attacks: names as `parse_attack` spells them; if empty, no evaluation is expected.
         """
-        self.manifest = _json(self.folder / "manifest.json")
-        self.evaluation = _json(self.folder / "evaluation.json")
+        self.manifest = _json(self.folder / MANIFEST)
+        self.evaluation = _json(self.folder / EVALUATION)
         try:
-            lines = (self.folder / "metrics.jsonl").read_text().splitlines()
+            lines = (self.folder / METRICS).read_text().splitlines()
             self.history = [json.loads(line) for line in lines if line]
         except (OSError, ValueError):
             self.history = []
@@ -51,22 +55,22 @@ class FinishedRun:
 
     @property
     def resumable(self) -> bool:
-        """Whether an epoch is kept that training can go on from."""
-        return (self.folder / "manifest.json").is_file() and (self.folder / "last" / "state.pt").is_file()
+        """Whether an epoch was saved that training can go on from."""
+        return (self.folder / MANIFEST).is_file() and (self.folder / LAST / STATE).is_file()
 
     @property
     def best_epoch(self) -> int:
-        """Epoch of best/; 0 without any."""
+        """Epoch of best/; 0 if there is none."""
         return max((row["epoch"] for row in self.history if row["best"]), default=0)
 
     @property
     def events(self) -> list[dict[str, Any]]:
-        """Catastrophic overfitting, in the order in which it was seen."""
+        """Events of catastrophic overfitting, in order."""
         return events(self.history)
 
     @property
     def fallen(self) -> list[dict[str, Any]]:
-        """Robust overfitting that ended the run."""
+        """Events of robust overfitting, which end a run."""
         return events(self.history, ROBUST_OVERFITTING)
 
     def to_dict(self) -> dict[str, Any]:
@@ -85,7 +89,7 @@ class FinishedRun:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """The object in a file; empty where it is not there or damaged, and the run then counts as unfinished."""
+    """The object in a file; empty if missing or damaged, in which case the run counts as unfinished."""
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError):

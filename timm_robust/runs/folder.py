@@ -1,4 +1,4 @@
-"""The run's folder: who may write into it, and the manifest that says how to repeat the run. Torch-free."""
+"""Folder of a run: ownership, and the manifest that makes the run repeatable and resumable. Torch-free."""
 
 from __future__ import annotations
 
@@ -6,30 +6,18 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from timm_robust.errors import UserError
-
-MANIFEST = "manifest.json"
+from timm_robust.runs.layout import MANIFEST
+from timm_robust.utils.files import write_text
 
 RUN, DISTILLATION = "run", "distillation"
-"""What a folder with a manifest holds, by its entry `kind`; runs have none."""
-
-MAY_CHANGE = {
-    "device",
-    "compile",
-    "track",
-    "data_dir",
-    "download",
-    "test_attacks",
-    "test_examples",
-    "autoattack_seconds",
-}
-"""Arguments that may differ when a run is resumed: they do not change what is trained."""
+"""Kinds of folders with a manifest, by its entry `kind`; that of a run has none."""
 
 
 def config_hash(resolved: Mapping[str, Any]) -> str:
@@ -39,12 +27,12 @@ def config_hash(resolved: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A folder that one run, or one distillation, owns.
+    """A folder owned by one run or one distillation.
 
     Attributes:
         path: the folder.
-        asked: the arguments of `train` or `distill`, as plain values, kept to refuse a resume with others.
-        kind: what is in it.
+        asked: arguments of `train` or `distill` as plain values; a resume with others is refused.
+        kind: RUN or DISTILLATION.
     """
 
     path: Path
@@ -52,22 +40,40 @@ class RunFolder:
     kind: str = RUN
 
     @classmethod
-    def open(cls, output: str | Path, resume: bool, asked: Mapping[str, Any], kind: str = RUN) -> RunFolder:
-        """Makes the folder, or checks that the run in it is the one to resume.
+    def open(
+        cls,
+        output: str | Path,
+        resume: bool,
+        asked: Mapping[str, Any],
+        *,
+        may_differ: Collection[str],
+        defaults: Mapping[str, Any] | None = None,
+        kind: str = RUN,
+    ) -> RunFolder:
+        """Makes the folder, or checks that it holds the run to resume.
+
+        Args:
+            output: path of the folder.
+            resume: whether to continue the run in it.
+            asked: arguments of `train` or `distill`.
+            may_differ: names of arguments that a resumed run need not repeat.
+            defaults: plain values of arguments that manifests of earlier versions do not have.
+            kind: RUN or DISTILLATION.
 
         Raises:
-            UserError: it holds another run, nothing to resume, other arguments than the run's, or it cannot be written.
+            UserError: it holds another run, nothing to resume, or a run with other arguments, or it is not writable.
         """
         path, plain = Path(output), {name: as_plain(value) for name, value in asked.items()}
         if resume:
-            _require_same(path, plain, kind)
+            before = {**(defaults or {}), **read_asked(path, kind)}
+            require_same(before, plain, plain.keys() - set(may_differ), f"the {kind} in {path}")
         elif is_first_process():
             require_new(path, MANIFEST, kind)
         make_folder(path)
         return cls(path, plain, kind)
 
     def forget(self) -> None:
-        """Takes the manifest of a run back that never began, and the folder if nothing else is in it."""
+        """Removes the manifest of a run that never began, and its folder if nothing else is in it."""
         if not is_first_process():
             return
         (self.path / MANIFEST).unlink(missing_ok=True)
@@ -75,33 +81,31 @@ class RunFolder:
             self.path.rmdir()
 
     def write_manifest(self, resolved: Mapping[str, Any]) -> None:
-        """Writes everything that repeating the run needs; under a launcher the first process does.
+        """Writes all that is needed to repeat the run; under a launcher only the first process writes.
 
         Raises:
-            UserError: it cannot be written.
+            UserError: the folder is not writable.
         """
         if not is_first_process():
             return
         kind = {} if self.kind == RUN else {"kind": self.kind}
         content = {**kind, "command": sys.argv, "asked": self.asked, **resolved}
-        temporary = self.path / f".{MANIFEST}"
         try:
-            temporary.write_text(json.dumps(content, indent=2, default=str) + "\n")
-            os.replace(temporary, self.path / MANIFEST)
+            write_text(self.path / MANIFEST, json.dumps(content, indent=2, default=str) + "\n")
         except OSError as error:
             raise UserError(f"cannot write into {self.path}: {error.strerror or error}") from error
 
 
 def require_new(path: Path, record: str, what: str) -> None:
-    """Refuses a folder that holds something already.
+    """Refuses a folder that is not empty.
 
     Args:
-        path: may be missing, or be empty.
-        record: the file by which a `what` is known.
-        what: what the folder should hold ("run").
+        path: folder, which need not exist.
+        record: name of the file that every `what` has.
+        what: intended content ("run").
 
     Raises:
-        UserError: it holds another one, or anything else.
+        UserError: the folder holds another `what`, or anything else.
     """
     if (path / record).exists():
         found = f"holds another {what}: continue it with --resume, or"
@@ -116,7 +120,7 @@ def make_folder(path: Path) -> None:
     """Makes a folder to write into.
 
     Raises:
-        UserError: it cannot be made, or not be written into.
+        UserError: it cannot be made, or is not writable.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -127,7 +131,7 @@ def make_folder(path: Path) -> None:
 
 
 def as_plain(value: Any) -> Any:
-    """A value as JSON gives it back; objects of the user's by their type."""
+    """A value as JSON returns it; objects that JSON does not know become the name of their type."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, Path):
@@ -140,10 +144,10 @@ def as_plain(value: Any) -> Any:
 
 
 def read_asked(folder: Path, kind: str = RUN) -> dict[str, Any]:
-    """The arguments that the run in `folder` was started with.
+    """Arguments that the run in `folder` was started with.
 
     Raises:
-        UserError: there is no such thing, or its manifest is damaged.
+        UserError: no such run, or a damaged manifest.
     """
     manifest = folder / MANIFEST
     try:
@@ -158,24 +162,34 @@ def read_asked(folder: Path, kind: str = RUN) -> dict[str, Any]:
     return asked
 
 
-def _require_same(folder: Path, asked: Mapping[str, Any], kind: str) -> None:
-    before = read_asked(folder, kind)
-    for name, value in asked.items():
-        if name not in MAY_CHANGE and before.get(name) != value:
+def require_same(before: Mapping[str, Any], asked: Mapping[str, Any], names: Iterable[str], what: str) -> None:
+    """Refuses to resume with other arguments.
+
+    Args:
+        before: plain values that the run was started with.
+        asked: plain values of this call.
+        names: arguments that must be equal.
+        what: owner of the arguments, for the message ("the run in runs/first").
+
+    Raises:
+        UserError: one of them differs.
+    """
+    for name in sorted(names):
+        if before.get(name) != asked.get(name):
             raise UserError(
-                f"the {kind} in {folder} was started with {name}={before.get(name)!r}, not {value!r}: "
-                "resume it as it was, or start a new run in another folder"
+                f"{what} was started with {name}={before.get(name)!r}, not {asked.get(name)!r}: "
+                "resume it as it was, or start a new one in another folder"
             )
 
 
 def is_first_process() -> bool:
-    """Under a launcher only the first process decides about the folder; the others find it made."""
+    """Whether this process makes and writes the folder; the others of a launcher find it there."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def free_folder(path: Path) -> Path:
-    """The first of `path-2`, `path-3`, ... that is not there."""
-    number = 2
-    while (candidate := path.with_name(f"{path.name}-{number}")).exists():
-        number += 1
+    """`path`, or the first of `path-2`, `path-3`, ... that does not exist."""
+    candidate, number = path, 2
+    while candidate.exists():
+        candidate, number = path.with_name(f"{path.name}-{number}"), number + 1
     return candidate

@@ -1,4 +1,4 @@
-"""A fresh Accelerator for each run: accelerate owns devices, precision, several processes and trackers."""
+"""A fresh Accelerator for each run: accelerate owns devices, precision, distributed processes and trackers."""
 
 from __future__ import annotations
 
@@ -9,17 +9,24 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType
+from torch import nn
 
 from timm_robust.errors import MissingExtra, UserError, unknown
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 
 FP16_GRADIENT_SCALE = 2.0**10
-"""Keeps input gradients of a batch mean above fp16's smallest number while attacking."""
+"""Scale of the loss in attacks, which keeps input gradients of a batch mean above fp16's smallest number."""
 
 
 def make_accelerator(precision: str, device: str | None, trackers: list[str], output: Path) -> Accelerator:
     """A fresh Accelerator, whatever an earlier run in this process has set.
+
+    Args:
+        precision: one of `PRECISIONS`.
+        device: "cpu" to stay off a GPU; None for the best there is.
+        trackers: names of accelerate's trackers.
+        output: folder for the trackers' files.
 
     Raises:
         UserError: a precision that the device lacks, or a tracker that is unknown or not installed.
@@ -46,3 +53,11 @@ def make_accelerator(precision: str, device: str | None, trackers: list[str], ou
         # several forwards before one backward: broadcasting buffers at each would overwrite what autograd still needs
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
+
+
+def unpatch(accelerator: Accelerator, network: nn.Module) -> None:
+    """Takes back what `prepare` did to a network: with mixed precision it patches `forward`.
+
+    A patched network holds itself, in accelerate's own `unwrap_model` too, and would not be freed with its run.
+    """
+    accelerator.unwrap_model(network, keep_fp32_wrapper=False).__dict__.pop("forward", None)

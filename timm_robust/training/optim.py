@@ -21,7 +21,7 @@ COMMON_OPTIMIZERS = ("momentum", "sgd", "adam", "adamw", "nadam", "rmsprop", "la
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Any timm optimizer; parameters of activations are never decayed, biases and norms as the recipe says.
+    """Any timm optimizer; weight decay skips parameters of activations, and biases and norms if the recipe says so.
 
     Raises:
         UserError: unknown optimizer.
@@ -46,9 +46,9 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def scaled(recipe: Recipe, processes: int) -> Recipe:
-    """The recipe with its learning rate in proportion to the images of an optimizer step, where it asks for that.
+    """The recipe with its learning rate scaled linearly to the images of an optimizer step, if it has a `lr_base_size`.
 
-    Goyal et al., arXiv:1706.02677: `lr_base_size` is the batch that `lr` was found with.
+    Goyal et al., arXiv:1706.02677: `lr_base_size` is the batch size that `lr` refers to.
     """
     if not recipe.lr_base_size:
         return recipe
@@ -57,12 +57,12 @@ def scaled(recipe: Recipe, processes: int) -> Recipe:
 
 
 class Schedule:
-    """The learning rate after each optimizer step; one interface over torch's and timm's schedulers.
+    """Learning-rate schedule, stepped after each optimizer step; one interface to torch's and timm's schedulers.
 
     Args:
-        optimizer: whose rates are set.
-        recipe: names the schedule.
-        steps_per_epoch: optimizer steps (not batches) of one epoch.
+        optimizer: optimizer whose rates are set.
+        recipe: schedule and its settings.
+        steps_per_epoch: optimizer steps (not batches) per epoch.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, recipe: Recipe, steps_per_epoch: int) -> None:
@@ -117,7 +117,7 @@ class Schedule:
         return scheduler
 
     def step(self) -> None:
-        """Call after each optimizer step."""
+        """Sets the rate of the next optimizer step."""
         self.steps += 1
         if self._torch is None:
             self._timm.step_update(self.steps)
@@ -138,10 +138,10 @@ class Schedule:
 
 
 def milestones(recipe: Recipe) -> list[float]:
-    """The shares of the run at which a multistep schedule falls.
+    """Fractions of the run at which a multistep schedule drops.
 
     Raises:
-        UserError: not increasing shares between 0 and 1.
+        UserError: not increasing numbers between 0 and 1.
     """
     try:
         marks = [share(text) for text in recipe.milestones.split(",")]
@@ -155,10 +155,10 @@ def milestones(recipe: Recipe) -> list[float]:
 
 
 def points(recipe: Recipe) -> tuple[list[float], list[float]]:
-    """Shares of the run and factors of the rate that a piecewise schedule connects.
+    """Fractions of the run and factors of the rate, between which a piecewise schedule interpolates.
 
     Raises:
-        UserError: not pairs of a share from 0 to 1, never falling, and a factor of at least 0.
+        UserError: not pairs of a non-decreasing fraction from 0 to 1 and a factor of at least 0.
     """
     try:
         pairs = share_pairs(recipe.points)

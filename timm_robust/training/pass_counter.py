@@ -1,4 +1,4 @@
-"""Counts what training costs, in forward-backward passes: the unit in which methods are compared."""
+"""Cost of training in forward-backward passes, the unit in which methods are compared."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 @dataclass
 class Part:
-    """Passes of one part of a run."""
+    """Passes of a part of a run that is counted separately."""
 
     passes: float = 0.0
 
@@ -23,8 +23,8 @@ class PassCounter:
     A forward and a backward are half a pass each, so standard training costs one pass per image, PGD-10 training 11.
 
     Args:
-        models: whose calls are counted.
-        on: False counts nothing: in a compiled network every count would be a reason to compile it again.
+        models: networks to count.
+        on: whether to count; not in a compiled network, where each new count would trigger a recompilation.
 
     Attributes:
         images: images forward plus images backward.
@@ -42,7 +42,7 @@ class PassCounter:
 
     @contextmanager
     def paused(self) -> Iterator[Part]:
-        """Counts what is measured and not trained by itself; the part knows its passes afterwards."""
+        """Counts what runs inside separately, such as a measurement; the part holds its passes afterwards."""
         before, part = self.images, Part()
         try:
             yield part
@@ -50,7 +50,7 @@ class PassCounter:
             part.passes, self.images = (self.images - before) / 2, before
 
     def _forward(self, module: nn.Module, arguments: Any, output: Tensor) -> None:
-        images = len(output)  # a hook that holds `output` itself would never be freed
+        images = len(output)  # a hook that holds `output` itself would keep it alive for ever
         self._add(images)
         if output.requires_grad:
             output.register_hook(lambda _: self._add(images))

@@ -1,116 +1,102 @@
-"""What a run keeps after each epoch, and how it comes back: best/, last/ with everything that resuming needs, metrics.
+"""The files of a run: best/, last/ and metrics.jsonl, written after each epoch and read back to resume.
 
-A snapshot is taken between epochs only, so it needs no random state: the engine draws each epoch from its number.
+A run is saved between epochs only, so it needs no random state: the engine seeds each epoch by its number.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from timm_robust.errors import RunFailed
+from timm_robust.models.pixel_model import PixelModel
 from timm_robust.runs.checkpoint import load_state, rescue, save_model, save_state
+from timm_robust.runs.layout import BEST, LAST, METRICS
+from timm_robust.training.run_state import RunState
 from timm_robust.utils.files import write_text
-
-if TYPE_CHECKING:
-    from timm_robust.training.engine import Engine
-
-METRICS = "metrics.jsonl"
+from timm_robust.utils.progress import Display
 
 
-def state_of(engine: Engine) -> dict[str, Any]:
-    """Everything that resuming after this epoch needs, as tensors and plain values."""
-    scaler = engine.accelerator.scaler
-    return {
-        "epoch": engine.epoch + 1,
-        "best": list(engine.best),
-        "model": engine.unwrapped_model.state_dict(),
-        "modifiers": engine.modifiers.state_dict(),
-        "companion": engine.auxiliary_model.state_dict() if engine.auxiliary_model else None,
-        "optimizer": engine.optimizer.state_dict(),
-        "schedule": engine.schedule.state_dict(),
-        "scaler": scaler.state_dict() if scaler else None,
-        "defense": engine.defense.state_dict(),
-        "watch": engine.watch.state_dict(),
-        "diagnosis": engine.diagnosis.state_dict(),
-        "returns": engine.rollbacks,
-        "extra_steps": engine.attacker.extra_steps,
-        "image_passes": engine.counter.images,
-    }
+class RunFiles:
+    """Writes and reads the files of one run.
 
+    Args:
+        output: the run's folder.
+        metadata: entries of every checkpoint's model.json.
+        model: network that is trained.
+        eval_model: network that is checked and saved: the same, or an average of its weights.
+        state: progress of the run.
+        display: shows warnings.
+        writes: whether this process writes files, which the first one does.
+    """
 
-def anything_kept(engine: Engine) -> bool:
-    """Whether an epoch was ever kept; not if the run was killed in its first, or while a teacher was trained."""
-    return (engine.config.output / METRICS).exists()
+    def __init__(
+        self,
+        output: Path,
+        metadata: Mapping[str, Any],
+        *,
+        model: PixelModel,
+        eval_model: PixelModel,
+        state: RunState,
+        display: Display,
+        writes: bool,
+    ) -> None:
+        self.output, self.metadata = output, metadata
+        self.model, self.eval_model = model, eval_model
+        self.state, self.display, self.writes = state, display, writes
 
+    def exist(self) -> bool:
+        """Whether an epoch was ever saved; not if the run was killed in its first, or while a teacher was trained."""
+        return (self.output / METRICS).exists()
 
-def restore(engine: Engine) -> list[dict[str, Any]]:
-    """Puts the engine back to the end of the epoch in last/; returns the rows up to there."""
-    state = load_state(engine.config.output / "last")
-    engine.epoch, engine.best = state["epoch"], tuple(state["best"])
-    engine.unwrapped_model.load_state_dict(state["model"])
-    engine.modifiers.load_state_dict(state["modifiers"])
-    if engine.auxiliary_model:
-        engine.auxiliary_model.load_state_dict(state["companion"])
-    engine.optimizer.load_state_dict(state["optimizer"])
-    engine.schedule.load_state_dict(state["schedule"])
-    if engine.accelerator.scaler and state["scaler"]:
-        engine.accelerator.scaler.load_state_dict(state["scaler"])
-    engine.defense.load_state_dict(state["defense"])
-    engine.watch.load_state_dict(state["watch"])
-    engine.diagnosis.load_state_dict(state["diagnosis"])
-    engine.rollbacks, engine.attacker.extra_steps = state["returns"], state["extra_steps"]
-    engine.counter.images = state["image_passes"]
-    lines = (engine.config.output / METRICS).read_text().splitlines()
-    return [json.loads(line) for line in lines if line][: engine.epoch]
+    def read(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """The state in last/, and the rows up to its epoch."""
+        state = load_state(self.output / LAST)
+        lines = (self.output / METRICS).read_text().splitlines()
+        return state, [json.loads(line) for line in lines if line][: state["epoch"]]
 
+    def save(self, rows: Sequence[Mapping[str, Any]], state: Callable[[], dict[str, Any]], *, final: bool) -> None:
+        """Writes best/, last/ and metrics.jsonl; a full disk costs this epoch's files and not the run.
 
-def keep(engine: Engine, row: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    """Writes best/, last/ and metrics.jsonl; a full disk costs this epoch's files and not the run."""
-    output, model = engine.config.output, engine.eval_model
-    metadata = {
-        **engine.config.metadata,
-        "epoch": row["epoch"],
-        "metrics": {k: v for k, v in row.items() if k != "epoch"},
-    }
-    steps: list[Callable[[], None]] = [lambda: write_metrics(engine, rows)]
-    if row["best"]:
-        steps.append(lambda: save_model(output / "best", model, metadata))
-    steps += [
-        lambda: save_model(output / "last", model, metadata),
-        lambda: save_state(output / "last", state_of(engine)),
-    ]
-    try:
-        for step in steps:
-            step()
-    except OSError as error:
-        if engine.epoch + 1 == engine.config.recipe.epochs:
-            raise RunFailed(rescue(model, metadata, output, error)) from error
-        engine.display.warn(
-            f"epoch {row['epoch']} could not be saved ({error}); training goes on, the next epoch tries again"
-        )
+        Args:
+            rows: rows of metrics.jsonl, the last of this epoch.
+            state: makes what resuming needs beside the weights.
+            final: whether this is the last epoch.
 
+        Raises:
+            RunFailed: the final epoch could not be saved; says where the model is instead.
+        """
+        if not self.writes:
+            return
+        output, model, row = self.output, self.eval_model, rows[-1]
+        metrics = {name: value for name, value in row.items() if name != "epoch"}
+        metadata = {**self.metadata, "epoch": row["epoch"], "metrics": metrics}
+        try:
+            self.write_metrics(rows)
+            if row["best"]:
+                save_model(output / BEST, model, metadata)
+            save_model(output / LAST, model, metadata)
+            save_state(output / LAST, state())
+        except OSError as error:
+            if final:
+                raise RunFailed(rescue(model, metadata, output, error)) from error
+            self.display.warn(
+                f"epoch {row['epoch']} could not be saved ({error}); training goes on, the next epoch tries again"
+            )
 
-def save_aside(engine: Engine, folder: str, **about: Any) -> None:
-    """Writes the trained weights as they are into a folder of the run's: what `Run.save` promises."""
-    if not engine.main:
-        return
-    metadata = {**engine.config.metadata, "epoch": engine.epoch + 1, **about}
-    try:
-        save_model(engine.config.output / folder, engine.unwrapped_model, metadata)
-    except OSError as error:
-        engine.display.warn(f"checkpoint {folder} could not be saved ({error}); training goes on")
+    def save_aside(self, folder: str, **entries: Any) -> None:
+        """Saves the trained weights as they are in a subfolder of the run's: see `TrainContext.save`."""
+        if not self.writes:
+            return
+        metadata = {**self.metadata, "epoch": self.state.epoch + 1, **entries}
+        try:
+            save_model(self.output / folder, self.model, metadata)
+        except OSError as error:
+            self.display.warn(f"checkpoint {folder} could not be saved ({error}); training goes on")
 
-
-def end_early(engine: Engine, rows: list[dict[str, Any]]) -> None:
-    """Writes what ended the run to the last epoch that was kept."""
-    found = engine.watch.take()
-    rows[-1]["events"] = [*rows[-1].get("events", []), *found.get("events", [])]
-    if engine.main:
-        write_metrics(engine, rows)
-
-
-def write_metrics(engine: Engine, rows: list[dict[str, Any]]) -> None:
-    """All rows at once and not appended: a resumed run rewrites what an interrupted epoch may have left."""
-    write_text(engine.config.output / METRICS, "".join(json.dumps(row) + "\n" for row in rows))
+    def write_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Writes all rows, and does not append: a resumed run replaces what an interrupted epoch may have left."""
+        if self.writes:
+            write_text(self.output / METRICS, "".join(json.dumps(row) + "\n" for row in rows))

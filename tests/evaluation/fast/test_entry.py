@@ -73,7 +73,7 @@ def test_two_processes_share_the_images(checkpoint, tmp_path):
     )
     script = tmp_path / "script.py"
     script.write_text(code)
-    line = ["evaluate", str(checkpoint), "--attack", "autoattack", "--n-examples", "21", "--eps", "12/255", "--quiet"]
+    line = ["evaluate", str(checkpoint), "--attack", "autoattack", "--examples", "21", "--eps", "12/255", "--quiet"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     records = []
     for name, start in (

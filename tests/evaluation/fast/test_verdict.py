@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import nn
 
+from timm_robust.attacks.steps import project
 from timm_robust.evaluation.fast import run_fast
 from timm_robust.evaluation.fast.network import Network
-from timm_robust.evaluation.fast.verdict import Judge, allowed, projected
+from timm_robust.evaluation.fast.verdict import Judge, allowed
 from timm_robust.evaluation.inputs import EvalInputs
 from timm_robust.threat import Threat
 
@@ -84,7 +85,7 @@ def test_what_leaves_the_ball_is_projected_first(net, digits):
         right = (net(images).argmax(1) == targets).nonzero().squeeze(1)
     assert not judge(right, torch.rand(len(right), 3, 8, 8)).any()
     for threat in (LINF, L2):
-        far = projected(torch.randn(6, 3, 8, 8, dtype=torch.float64), images, threat)
+        far = project(torch.randn(6, 3, 8, 8, dtype=torch.float64), images, threat)
         assert allowed(far, images, threat).all()
         assert not allowed(images + 0.2, images, threat).any()
         assert not allowed(torch.full_like(images, float("nan")), images, threat).any()

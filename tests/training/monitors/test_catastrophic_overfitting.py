@@ -1,4 +1,4 @@
-"""Catastrophic overfitting: the rule, the watch that must not disturb, and what a run does about it."""
+"""Catastrophic overfitting: the rule, the monitor that must not disturb, and what a run does about it."""
 
 from __future__ import annotations
 
@@ -17,16 +17,14 @@ from timm_robust.errors import UserError
 from timm_robust.recipes.recipe import Recipe
 from timm_robust.testing import _equal
 from timm_robust.threat import make_threat
-from timm_robust.training import resume as snapshots
 from timm_robust.training.engine import Engine
 from timm_robust.training.monitors import catastrophic_overfitting as overfitting
+from timm_robust.training.monitors.base import MAX_ROLLBACKS
 from timm_robust.training.monitors.catastrophic_overfitting import (
     COST,
     LEARNED,
-    MOST_RETURNS,
     SHARE,
     CatastrophicOverfittingMonitor,
-    Collapsed,
     collapsed,
     gradient_cosine,
 )
@@ -117,7 +115,7 @@ def test_cosine_falls_with_the_noise(small_model):
     assert small_model.training and all(p.requires_grad and p.grad is None for p in small_model.parameters())
 
 
-# the watch
+# the monitor
 
 
 def test_a_look_disturbs_nothing(train_small, engines):
@@ -139,17 +137,17 @@ def test_a_look_disturbs_nothing(train_small, engines):
         return modes, wanting, tracking, gradients, state, torch.get_rng_state(), np.random.get_state()[1].copy()
 
     before = everything()
-    line = engine.watch.probe(epoch=0, step=3)
+    line = engine.monitors["catastrophic overfitting"].probe(epoch=0, step=3)
     after = everything()
     assert before[:4] == after[:4]
     assert all(torch.equal(a, b) for a, b in zip(before[4], after[4], strict=True))
     assert torch.equal(before[5], after[5]) and (before[6] == after[6]).all()
     assert not norm.training and not frozen.requires_grad
     assert line.startswith("training images: PGD ")
-    (look,) = engine.watch.take()["looks"]
+    (look,) = engine.monitors["catastrophic overfitting"].take()["looks"]
     assert look.keys() == {"step", "clean", "fgsm", "pgd", "cosine"} and look["step"] == 3
     assert 0 <= look["pgd"] <= look["clean"] <= 1 and -1 <= look["cosine"] <= 1
-    assert engine.watch.take() == {}
+    assert engine.monitors["catastrophic overfitting"].take() == {}
 
 
 @pytest.mark.parametrize("settings", [{}, {"recipe_args": {"ema": 0.9, "check_attack": "pgd-1-1"}}])
@@ -165,7 +163,7 @@ def test_a_watched_run_has_the_same_weights(train_small, settings):
 
 def test_looks_are_at_the_same_images_without_augmentation(train_small, engines):
     train_small(epochs=1, recipe_args={"watch_examples": 20, "check_attack": "pgd-1-1"})
-    watch, split = engines[-1].watch, engines[-1].config.data.train
+    watch, split = engines[-1].monitors["catastrophic overfitting"], engines[-1].config.data.train
     clean = split.pixels.permute(0, 3, 1, 2).float() / 255
     places = [(image == clean).flatten(1).all(1).nonzero()[0].item() for image in watch.batch.images]
     assert len(places) == 20 and max(places) - min(places) > 100, "from all over the split"
@@ -180,9 +178,9 @@ def test_watch_every(train_small, every, steps):
 
 
 def fake_watch(adversarial: bool = True, **settings) -> CatastrophicOverfittingMonitor:
-    return CatastrophicOverfittingMonitor(
-        SimpleNamespace(defense=SimpleNamespace(adversarial=adversarial)), Recipe(**settings)
-    )
+    watch = CatastrophicOverfittingMonitor(Recipe(**settings))
+    watch.on_run_start(SimpleNamespace(defense=SimpleNamespace(adversarial=adversarial), agree=lambda value: value))
+    return watch
 
 
 def test_looks_are_due_while_their_share_allows_it():
@@ -201,7 +199,7 @@ def test_looks_take_less_than_their_share_of_a_run(train_small, engines, monkeyp
     spent, look = [], CatastrophicOverfittingMonitor.probe
 
     def counted(self, epoch, step):
-        counter = PassCounter(self.engine.unwrapped_model)
+        counter = PassCounter(self.context.run.unwrapped_model)
         try:
             return look(self, epoch, step)
         finally:
@@ -220,9 +218,9 @@ def test_looks_take_less_than_their_share_of_a_run(train_small, engines, monkeyp
 
 def test_the_estimate_of_a_look_is_exact_where_every_image_is_right(train_small, engines, monkeypatch):
     train_small(epochs=1, recipe_args={"watch_examples": 20, "check_attack": "pgd-1-1"})
-    watch = engines[-1].watch
-    watch.batch.targets.copy_(watch.engine.unwrapped_model.eval()(watch.batch.images).argmax(1))
-    counter = PassCounter(watch.engine.unwrapped_model)
+    watch, model = engines[-1].monitors["catastrophic overfitting"], engines[-1].unwrapped_model
+    watch.batch.targets.copy_(model.eval()(watch.batch.images).argmax(1))
+    counter = PassCounter(model)
     watch.probe(0, 1)
     assert counter.passes == 20 * COST
 
@@ -257,7 +255,7 @@ def collapse(monkeypatch, engines):
     def at(epoch: int, *, times: int = 1, on: str = "validation") -> None:
         def rule(robust, best, n, fgsm=None):
             here = on == ("validation" if fgsm is None else "training")
-            return here and engines[-1].epoch + 1 == epoch and engines[-1].rollbacks < times
+            return here and engines[-1].epoch + 1 == epoch and engines[-1].state.rollbacks < times
 
         monkeypatch.setattr(overfitting, "collapsed", rule)
 
@@ -305,8 +303,8 @@ def test_one_warning_for_a_collapse_that_lasts(train_small, monkeypatch):
 
 def test_sound_training_images_do_not_bring_the_warning_back():
     watch = fake_watch()
-    watch.engine.accelerator, told = SimpleNamespace(num_processes=1), []
-    watch.engine.display = SimpleNamespace(warn=told.append)
+    told: list[str] = []
+    watch.context.warn = told.append
     targets = torch.arange(500) % 10
     for epoch, robust in enumerate((0.4, 0.1, 0.1)):
         watch.judge("validation", targets, 0.9, robust, epoch)
@@ -326,7 +324,7 @@ def test_restore_goes_on_from_the_last_sound_epoch(train_small, collapse, engine
     assert rows[2]["train_loss"] != plain.history[2]["train_loss"], "other draws"
     assert not equal(weights(plain), weights(restored))
     assert [row["lr"] for row in rows] == [row["lr"] for row in plain.history], "the schedule went back too"
-    assert engines[-1].rollbacks == 1 and engines[-1].attacker.extra_steps == 0
+    assert engines[-1].state.rollbacks == 1 and engines[-1].attacker.extra_steps == 0
     assert [row["passes"] for row in rows] == [2.0] * 4
     assert engines[-1].counter.passes == 4 * 270 * 2, "what was thrown away is not in the run's sum"
 
@@ -365,7 +363,7 @@ def test_a_run_that_keeps_collapsing_stops(train_small, collapse):
     rows = answered(train_small, "restore", recipe={"check_attack": "pgd-1-1"}).history
     assert len(rows) == 1
     answers = [event["answer"] for event in rows[0]["events"]]
-    assert answers == ["restore"] * MOST_RETURNS + ["stop"]
+    assert answers == ["restore"] * MAX_ROLLBACKS + ["stop"]
 
 
 @pytest.mark.parametrize("answer", ["stop", "restore", "escalate"])
@@ -398,7 +396,7 @@ def killed_when(monkeypatch, epoch: int, returns: int):
     original = Engine._train_epoch
 
     def killed(self):
-        if (self.epoch + 1, self.rollbacks) == (epoch, returns):
+        if (self.epoch + 1, self.state.rollbacks) == (epoch, returns):
             self.defense.perturb(next(iter(self.loader.epoch(1))))  # some draws are already made
             raise Killed
         return original(self)
@@ -420,14 +418,13 @@ def test_methods_with_a_state_go_back_with_the_run(train_small, collapse, monkey
     with pytest.raises(Killed):
         answered(train_small, "restore", "read", **settings)
     undo()
-    original = snapshots.restore
+    original = Engine._resume
 
-    def read(engine):
-        rows = original(engine)
-        engine.rollbacks = 1  # the same draws
-        return rows
+    def read(self):
+        original(self)
+        self.state.rollbacks = 1  # the same draws
 
-    monkeypatch.setattr("timm_robust.training.engine.restore", read)
+    monkeypatch.setattr(Engine, "_resume", read)
     again = answered(train_small, "restore", "read", resume=True, **settings)
     assert len(events_of(back.history)) == 1 and not events_of(again.history)
     assert equal(weights(back), weights(again))
@@ -467,4 +464,4 @@ def test_an_event_reads_well():
         "catastrophic overfitting in epoch 3, step 40: PGD accuracy on training images fell from 45.7% to 1.2% "
         "while FGSM accuracy is 91.0%"
     )
-    assert str(Collapsed(event)) == str(event) and Collapsed(event).event.to_dict()["answer"] == "stop"
+    assert event.to_dict()["answer"] == "stop"

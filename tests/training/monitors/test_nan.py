@@ -9,6 +9,7 @@ import torch
 
 from tests.support import weights
 from timm_robust.errors import RunFailed
+from timm_robust.training.monitors.nan import NaNMonitor
 
 
 def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(train_small, monkeypatch, tmp_path):
@@ -36,6 +37,6 @@ def test_lost_weights_stop_the_run_though_the_loss_is_finite(train_small, monkey
             self.run.unwrapped_model.model.layer4[0].conv1.weight[0, 0, 0, 0] = float("nan")
 
     monkeypatch.setattr(FGSMRS, "commit", lambda self, batch, perturbed, output: lose(self, 0))
-    monkeypatch.setattr("timm_robust.training.engine.require_finite_loss", lambda engine, total, step: None)
+    monkeypatch.setattr(NaNMonitor, "require_finite_loss", lambda self, total, step: None)
     with pytest.raises(RunFailed, match="weight 'model.layer4.0.conv1.weight' is no longer finite after epoch 1"):
         train_small(epochs=1)

@@ -190,7 +190,7 @@ def test_a_diagnosis_disturbs_nothing(train_small, engines):
 
     before = everything()
     row = {"best": True}
-    engine.diagnosis.close([row], torch.arange(10))
+    engine.monitors["robust overfitting"].on_epoch_end(row)
     after = everything()
     assert row["diagnosis"] and before[:3] == after[:3]
     assert all(torch.equal(a, b) for a, b in zip(before[3], after[3], strict=True))
@@ -223,7 +223,7 @@ def test_gradient_norm_before_the_step(train_small, monkeypatch, clip):
     def measured(self, clip):
         squares = sum(p.grad.double().square().sum().item() for p in self.unwrapped_model.parameters())
         norms.append(squares**0.5)
-        original(self, clip)
+        return original(self, clip)
 
     monkeypatch.setattr(Engine, "_update", measured)
     rows = train_small(recipe_args={**WATCHED, "clip_grad": clip}).history
@@ -232,13 +232,13 @@ def test_gradient_norm_before_the_step(train_small, monkeypatch, clip):
 
 
 def test_steps_that_overflowed_are_left_out():
-    diagnosis = RobustOverfittingMonitor(SimpleNamespace(device="cpu"), Recipe(diagnose=1))
-    for norm in (3.0, float("inf"), float("nan"), 5.0):
-        diagnosis.add(torch.tensor(norm))
-    assert diagnosis._norms.tolist() == [8.0, 2.0]
-    silent = RobustOverfittingMonitor(SimpleNamespace(device="cpu"), Recipe())
-    silent.add(torch.tensor(3.0))
-    assert not silent._norms.any()
+    measuring, silent = RobustOverfittingMonitor(Recipe(diagnose=1)), RobustOverfittingMonitor(Recipe())
+    for norm in (3.0, float("inf"), None, float("nan"), 5.0):
+        step = SimpleNamespace(gradient_norm=None if norm is None else torch.tensor(norm))
+        measuring.on_step(step)
+        silent.on_step(step)
+    assert measuring._norms.tolist() == [8.0, 2.0]
+    assert silent._norms is None and measuring.wants_gradient_norm and not silent.wants_gradient_norm
 
 
 def test_refined_labels_are_seen(train_small):

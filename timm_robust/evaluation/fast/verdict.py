@@ -1,4 +1,4 @@
-"""Who has the last word: the original model in float32 on an image that was checked to be inside the threat."""
+"""Confirmation of adversarial examples with the original float32 model, after projection into the threat ball."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from timm_robust.attacks.steps import project
 from timm_robust.threat import Threat
 
 SLACK = 1e-6
-"""How far beyond the radius rounding may carry a projected image, as a share of the pixel range."""
+"""Tolerance of the radius for the rounding of projected images, in units of the [0, 1] range."""
 
 
 class Judge:
-    """Confirms falls, and keeps the adversarial images.
+    """Confirms adversarial examples, and stores them.
 
     Args:
-        model: the original, in eval mode.
+        model: original model, in eval mode.
         images: float [N, C, H, W] in [0, 1].
         targets: int64 [N].
-        threat: Linf or L2.
-        batch_size: images at once.
+        threat: Linf or L2 threat.
+        batch_size: images per forward pass.
 
     Attributes:
-        adversarial: [N, C, H, W] on the images' device; the clean image where nothing was confirmed.
+        adversarial: [N, C, H, W] on the images' device; the clean image where none was confirmed.
     """
 
     def __init__(self, model: nn.Module, images: Tensor, targets: Tensor, threat: Threat, batch_size: int) -> None:
@@ -38,23 +39,23 @@ class Judge:
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
-        """Logits of the original, [N, K] on the CPU."""
+        """Logits of the original model, [N, K] on the CPU."""
         with torch.autocast(self.device.type, enabled=False), full_float32():
             return torch.cat([self.model(part.to(self.device)).cpu() for part in images.split(self.batch_size)])
 
     @torch.no_grad()
     def __call__(self, rows: Tensor, points: Tensor) -> Tensor:
-        """Which of these points, projected, the original misclassifies.
+        """Whether the original model misclassifies each point after projection.
 
         Args:
-            rows: int64 [n], the image of each point; an image may come twice.
+            rows: int64 [n], image of each point; may repeat.
             points: [n, C, H, W].
 
         Returns:
             bool [n] on the CPU.
         """
         clean = self.images[rows.to(self.images.device)].to(self.device)
-        final = projected(points.to(self.device, clean.dtype), clean, self.threat)
+        final = project(points.to(self.device, clean.dtype), clean, self.threat).contiguous()
         targets = self.targets[rows.to(self.targets.device)].cpu()
         fell = (self.logits(final).argmax(1) != targets) & allowed(final, clean, self.threat).cpu()
         kept = final[fell.to(final.device)].to(self.adversarial)
@@ -64,9 +65,9 @@ class Judge:
 
 @contextlib.contextmanager
 def full_float32() -> Iterator[None]:
-    """Convolutions and matrix products in float32 and not TF32, which a GPU uses for convolutions unless told."""
+    """Computes convolutions and matrix products in float32 instead of TF32, a GPU's default for convolutions."""
     backends: Any = torch.backends
-    # torch keeps these settings under old names and, since 2.9, under new ones too; it wants the two to agree
+    # torch has old names for these settings and, since 2.9, new ones too, and requires them to agree
     old, cuda, cpu = [backends.cudnn, backends.cuda.matmul], [], []
     if hasattr(backends.cuda.matmul, "fp32_precision"):
         cuda = [backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul]
@@ -89,17 +90,8 @@ def full_float32() -> Iterator[None]:
             place.fp32_precision = value
 
 
-def projected(points: Tensor, clean: Tensor, threat: Threat) -> Tensor:
-    """The points inside the ball around the clean images and inside [0, 1]."""
-    if threat.norm == "Linf":
-        return torch.minimum(torch.maximum(points, clean - threat.eps), clean + threat.eps).clamp(0, 1).contiguous()
-    delta = points - clean
-    size = delta.flatten(1).norm(dim=1).clamp(min=1e-12).view(-1, 1, 1, 1)
-    return (clean + delta * (threat.eps / size).clamp(max=1)).clamp(0, 1).contiguous()
-
-
 def allowed(points: Tensor, clean: Tensor, threat: Threat) -> Tensor:
-    """Whether each point is in the ball and in [0, 1], bool [n], reckoned in float64; NaN is not."""
+    """Whether each point is inside the ball and inside [0, 1], bool [n], computed in float64; False for NaN."""
     delta = (points.double() - clean.double()).flatten(1)
     size = delta.abs().amax(1) if threat.norm == "Linf" else delta.norm(dim=1)
     flat = points.flatten(1)

@@ -1,1 +1,1 @@
-"""What watches a run, a file each; the loop knows only events."""
+"""Monitors: callbacks that watch every run. The loop knows their events only."""

@@ -1,8 +1,8 @@
-"""Catastrophic overfitting: how it is seen, and what can be done about it.
+"""Catastrophic overfitting: detection, and the recipe's answer to it.
 
 Within an epoch a one-step method can lose all robustness to PGD while its accuracy under its own attack soars
-(Wong et al., ICLR 2020; Andriushchenko and Flammarion, NeurIPS 2020). The watch looks at two places: at the robust
-check that the engine makes on the validation split after each epoch anyway, and, between the epochs, at a few fixed
+(Wong et al., ICLR 2020; Andriushchenko and Flammarion, NeurIPS 2020). The monitor judges two measurements: the check on
+the validation split that the engine makes after each epoch anyway, and, within the epoch, a probe of a few fixed
 training images without augmentation, as often as its share of the run's passes allows.
 """
 
@@ -11,11 +11,10 @@ from __future__ import annotations
 import time
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from timm_robust.attacks.attack_mode import attack_mode
@@ -24,47 +23,42 @@ from timm_robust.data import Batch, sample
 from timm_robust.evaluation.accuracy import accuracy, robust_correct
 from timm_robust.evaluation.attack_spec import parse_attack
 from timm_robust.recipes.recipe import Recipe
-
-if TYPE_CHECKING:
-    from timm_robust.training.engine import Engine
+from timm_robust.training.monitors.base import MAX_ROLLBACKS, Callback, Rollback, Step, StopTraining
 
 SHARE = 0.02
-"""Of the run's passes that the watch may take."""
+"""Largest share of the run's passes spent on probes."""
 
 COST = 15.5
-"""Passes that one look costs at most for each of its images: clean, FGSM, PGD-10, two gradients. Fewer are spent where
-images are wrong already."""
+"""Passes per image of one probe at most: clean, FGSM, PGD-10, two gradients. Images that are misclassified already cost
+less."""
 
 DROP, GAP = 0.20, 0.20
-"""Shares of images: a fall of PGD accuracy that is an event by itself, and the distance of FGSM from PGD that is one
-with half of the best gone."""
+"""Fractions of images: a drop of PGD accuracy that is an event by itself, and the gap between FGSM and PGD accuracy
+that is one when half of the best is lost."""
 
 LEARNED = 0.05
-"""Clean accuracy above that of always naming the most frequent class, from which on robust accuracy means something:
-what names one class whatever it sees withstands every attack."""
+"""Margin of clean accuracy over always predicting the most frequent class, above which robust accuracy is meaningful: a
+constant prediction withstands every attack."""
 
-MOST_RETURNS = 5
-"""How often a run may go back to its last sound epoch before it stops."""
-
-ANSWERED = {
+ANSWERS = {
     "warn": "best/ keeps the best epoch; --set on_collapse=stop, restore or escalate does more",
     "stop": "training stops, best/ keeps the best epoch",
-    "restore": "going back to the last sound epoch, with other draws",
-    "escalate": "going back to the last sound epoch, with one attack step more",
+    "restore": "going back to the last sound epoch, with other random draws",
+    "escalate": "going back to the last sound epoch, with one more attack step",
 }
 
 
 @dataclass(frozen=True)
 class CatastrophicOverfittingEvent:
-    """One event.
+    """A detected collapse.
 
     Attributes:
-        epoch, step: where it was seen, both from 1; step 0 is the check after the epoch.
+        epoch, step: time of detection, both from 1; step 0 is the check after the epoch.
         seen_on: "validation" or "training" images.
         robust: PGD accuracy now, in [0, 1].
-        best: the best it has been.
-        fgsm: FGSM accuracy now, None where it was not measured.
-        answer: what was done.
+        best: highest PGD accuracy so far.
+        fgsm: FGSM accuracy now, None if not measured.
+        answer: "warn", "stop", "restore" or "escalate".
     """
 
     epoch: int
@@ -89,15 +83,15 @@ class CatastrophicOverfittingEvent:
 
 
 def collapsed(robust: float, best: float, n: int, fgsm: float | None = None) -> bool:
-    """Whether PGD accuracy tells of catastrophic overfitting: 20 points lost, or half of it with a second sign.
+    """Whether PGD accuracy shows catastrophic overfitting: a drop of 20 points, or of half of it with a second sign.
 
-    The second sign is a loss of more than three standard errors, or FGSM accuracy 20 points above PGD's.
+    The second sign is a drop of more than three standard errors, or FGSM accuracy 20 points above PGD's.
 
     Args:
         robust: PGD accuracy now, in [0, 1].
-        best: the best it has been, this one included.
-        n: images that it was measured on.
-        fgsm: FGSM accuracy on the same images, where known.
+        best: highest PGD accuracy so far, this one included.
+        n: number of images measured.
+        fgsm: FGSM accuracy on the same images, if known.
     """
     lost = best - robust
     if lost > DROP:
@@ -107,13 +101,15 @@ def collapsed(robust: float, best: float, n: int, fgsm: float | None = None) -> 
 
 
 def gradient_cosine(attacker: Attacker, images: Tensor, targets: Tensor, noise: Tensor) -> float:
-    """Mean cosine of the loss gradients at the images and at noisy ones; near 1 where one attack step is enough.
+    """Mean cosine between the loss gradients at the images and at noisy ones; near 1 where one attack step suffices.
 
-    Andriushchenko and Flammarion, NeurIPS 2020, section 4. Samples with a zero gradient are left out; 0.0 without any.
+    Andriushchenko and Flammarion, NeurIPS 2020, section 4. Samples with a zero gradient are left out; 0.0 if none is
+    left.
 
     Args:
         images: float [B, C, H, W] in [0, 1].
-        noise: same shape, added to the images and not clipped.
+        targets: int64 [B].
+        noise: same shape as the images, added to them without clipping.
     """
     both = []
     with torch.enable_grad(), attack_mode(attacker.model):
@@ -125,62 +121,64 @@ def gradient_cosine(attacker: Attacker, images: Tensor, targets: Tensor, noise: 
     return F.cosine_similarity(both[0], both[1], dim=1)[kept].mean().item() if kept.any() else 0.0
 
 
-class Collapsed(Exception):
-    """Ends an epoch: training should stop, or go on from the last sound one."""
-
-    def __init__(self, event: CatastrophicOverfittingEvent) -> None:
-        super().__init__(str(event))
-        self.event = event
-
-
-class CatastrophicOverfittingMonitor:
-    """Looks for catastrophic overfitting, remembers the best that each place has seen, and says what to do.
+class CatastrophicOverfittingMonitor(Callback):
+    """Detects catastrophic overfitting, and warns, stops, rolls back or escalates, as the recipe says.
 
     Args:
-        engine: whose run is watched, in eval mode, with every mode and draw kept.
-        recipe: how often, on how many images, and the answer to an event.
+        recipe: interval and number of images of the probes, and the answer to a collapse.
     """
 
-    def __init__(self, engine: Engine, recipe: Recipe) -> None:
-        self.engine, self.recipe = engine, recipe
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
         self.best: dict[str, float] = {}
         self.spent = 0.0
         self._looks: list[dict[str, float]] = []
         self._events: list[dict[str, Any]] = []
         self._seconds = 0.0
-        self._warned: set[str] = set()  # where it is lost and told already
+        self._warned: set[str] = set()  # splits on which a collapse was already reported
 
     @cached_property
     def batch(self) -> Batch:
         """The fixed training images, without augmentation."""
-        config = self.engine.config
-        return sample(config.data.train, self.recipe.watch_examples, seed=config.seed, device=self.engine.device)
+        run = self.context.run
+        return sample(self.context.data.train, self.recipe.watch_examples, seed=run.seed, device=run.device)
+
+    def on_step(self, step: Step) -> None:
+        if self.due(step.number, self.context.counter.passes):
+            self.context.display.status = self.probe(step.epoch, step.number)
+
+    def on_epoch_end(self, row: dict[str, Any]) -> None:
+        self.judge("validation", self.context.checked_labels, row["val_clean"], row["val_robust"], row["epoch"] - 1)
+        row.update(self.take())
 
     def due(self, step: int, passes: float) -> bool:
-        """Whether to look now.
+        """Whether to probe now.
 
         Args:
-            step: steps of this epoch so far, from 1.
+            step: step of the epoch, from 1.
             passes: image passes of the run so far.
         """
-        if not self.engine.defense.adversarial:
+        if not self.context.defense.adversarial:
             return False
         if self.recipe.watch_every:
             return step % self.recipe.watch_every == 0
         return self.spent + COST * self.recipe.watch_examples <= SHARE * passes
 
     def probe(self, epoch: int, step: int) -> str:
-        """Clean, FGSM and PGD-10 accuracy and the gradient cosine on the fixed images; returns a line for the bar.
+        """Measures clean, FGSM and PGD-10 accuracy and the gradient cosine on the fixed images.
 
         Args:
-            epoch: from 0.
-            step: of the epoch, from 1.
+            epoch: epoch, from 0.
+            step: step of the epoch, from 1.
+
+        Returns:
+            status line for the bar.
 
         Raises:
-            Collapsed: see `judge`.
+            StopTraining, Rollback: see `judge`.
         """
         started = time.perf_counter()
-        with self.engine.counter.paused() as part:
+        with self.context.counter.paused() as part:
             seen = self._measure()
         self.spent += part.passes
         self._seconds += time.perf_counter() - started
@@ -189,7 +187,7 @@ class CatastrophicOverfittingMonitor:
         return f"training images: PGD {seen['pgd']:.1%} FGSM {seen['fgsm']:.1%} gradient cosine {seen['cosine']:.2f}"
 
     def _measure(self) -> dict[str, float]:
-        attacker = self.engine.checker
+        attacker = self.context.checker
         seen = {
             key: accuracy(robust_correct(parse_attack(name), attacker, [self.batch]))
             for key, name in (("clean", "clean"), ("fgsm", "fgsm"), ("pgd", "pgd-10-1"))
@@ -209,46 +207,52 @@ class CatastrophicOverfittingMonitor:
         step: int = 0,
         fgsm: float | None = None,
     ) -> None:
-        """Records an event and tells the user; under `warn`, and in the first epoch, that is all.
+        """Reports a collapse; in the first epoch, and under `warn`, that is all.
 
         Args:
             seen_on: "validation" or "training".
             targets: int64 [N], classes of the images.
             clean, robust, fgsm: accuracies on them, in [0, 1].
-            epoch: from 0.
-            step: of the epoch from 1; 0 after it.
+            epoch: epoch, from 0.
+            step: step of the epoch, from 1; 0 after it.
 
         Raises:
-            Collapsed: the recipe wants more than a warning.
+            StopTraining, Rollback: there is one, and the recipe asks for more than a warning.
         """
-        engine = self.engine
-        if not engine.defense.adversarial:
+        context = self.context
+        if not context.defense.adversarial:
             return
-        commonest = targets.bincount().max().item() / len(targets)
-        if clean > commonest + LEARNED:
+        most_frequent = targets.bincount().max().item() / len(targets)
+        if clean > most_frequent + LEARNED:
             self.best[seen_on] = max(robust, self.best.get(seen_on, 0.0))
         best = self.best.get(seen_on, 0.0)
-        lost = collapsed(robust, best, len(targets), fgsm)
-        if engine.accelerator.num_processes > 1:
-            lost = bool(broadcast_object_list([lost])[0])  # batch statistics of processes differ within an epoch
-        if not lost:
+        # batch statistics differ between processes within an epoch
+        if not context.agree(collapsed(robust, best, len(targets), fgsm)):
             if robust >= 0.75 * best:
                 self._warned.discard(seen_on)
             return
-        answer = self.recipe.on_collapse if epoch else "warn"  # nothing to go back to in the first epoch
-        if answer in ("restore", "escalate") and engine.rollbacks >= MOST_RETURNS:
-            answer = "stop"
+        answer = self._answer(epoch)
         event = CatastrophicOverfittingEvent(epoch + 1, step, seen_on, round(robust, 4), round(best, 4), fgsm, answer)
-        if answer == "warn" and self._warned:
+        if answer == "warn":
+            if not self._warned:
+                self._events.append(event.to_dict())
+                context.warn(f"{event}; {ANSWERS[answer]}")
+                self._warned.add(seen_on)
             return
-        self._warned = self._warned | {seen_on} if answer == "warn" else set()
-        self._events.append(event.to_dict())
-        engine.display.warn(f"{event}; {ANSWERED[answer]}")
-        if answer != "warn":
-            raise Collapsed(event)
+        self._warned.clear()
+        context.warn(f"{event}; {ANSWERS[answer]}")
+        if answer == "stop":
+            raise StopTraining(str(event), event.to_dict(), keep_epoch=False)
+        raise Rollback(str(event), event.to_dict(), extra_steps=int(answer == "escalate"))
+
+    def _answer(self, epoch: int) -> str:
+        answer = self.recipe.on_collapse if epoch else "warn"  # the first epoch has nothing to go back to
+        if answer in ("restore", "escalate") and self.context.state.rollbacks >= MAX_ROLLBACKS:
+            return "stop"
+        return answer
 
     def take(self) -> dict[str, Any]:
-        """What was seen since the last call, for metrics.jsonl."""
+        """Probes and warnings since the last call, for metrics.jsonl."""
         taken: dict[str, Any] = {"looks": self._looks, "look_seconds": round(self._seconds, 2), "events": self._events}
         self._looks, self._seconds, self._events = [], 0.0, []
         return {name: value for name, value in taken.items() if value}
