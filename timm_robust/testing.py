@@ -402,7 +402,7 @@ def parametrize_with_checks(*methods: str, expected_failures: dict[str, str] | N
         methods: names; by default every registered method.
         expected_failures: reason by the name of a check that is known to fail.
     """
-    import pytest
+    import pytest  # needed by authors of plugins only
 
     names = methods or tuple(sorted(get_manager().defenses()))
     reasons = expected_failures or {}

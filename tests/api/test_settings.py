@@ -13,6 +13,9 @@ import timm_robust
 from timm_robust import UserError
 from timm_robust.api.settings import DEFAULTS, FREE_IN_A_COMPARISON, FREE_IN_A_RUN, SETTINGS, SHARED, TrainSettings
 
+OBJECTS = ("callbacks",)
+"""Arguments of `train` that are no settings: objects of one call, which no file can hold."""
+
 
 def documented(function) -> dict[str, str]:
     """The texts of a docstring's Args."""
@@ -23,7 +26,7 @@ def documented(function) -> dict[str, str]:
 
 def test_the_signature_of_train_is_the_settings():
     parameters = inspect.signature(timm_robust.train).parameters
-    assert list(parameters) == [field.name for field in fields(TrainSettings)]
+    assert list(parameters) == [*(field.name for field in fields(TrainSettings)), *OBJECTS]
     for field in fields(TrainSettings):
         assert parameters[field.name].default == field.default, field.name
         assert parameters[field.name].annotation == field.type, field.name
@@ -31,7 +34,7 @@ def test_the_signature_of_train_is_the_settings():
 
 def test_the_docstring_of_train_begins_as_the_help():
     texts = documented(timm_robust.train)
-    assert list(texts) == list(SETTINGS)
+    assert list(texts) == [*SETTINGS, *OBJECTS]
     for name, one in SETTINGS.items():
         assert texts[name].startswith(one.help), name
         assert not one.unset or f"default: {one.unset}" in texts[name], name
@@ -41,10 +44,10 @@ def test_the_docstring_of_train_begins_as_the_help():
 def test_train_passes_all_arguments_on(monkeypatch):
     """Each with another value than the default, which must arrive under its name."""
     seen = []
-    monkeypatch.setattr("timm_robust.api.train._train", seen.append)
-    given = {name: object() for name in SETTINGS}
-    timm_robust.train(**given)
-    assert seen == [TrainSettings(**given)]
+    monkeypatch.setattr("timm_robust.api.train._train", lambda *arguments: seen.append(arguments))
+    given, callbacks = {name: object() for name in SETTINGS}, [object()]
+    timm_robust.train(**given, callbacks=callbacks)
+    assert seen == [(TrainSettings(**given), callbacks)]
 
 
 def test_compare_takes_and_documents_what_runs_share():

@@ -24,7 +24,7 @@ VALIDATION_FOLDERS = ("val", "validation", "valid")
 
 def digits() -> RawData:
     """scikit-learn's 1,797 scans of digits, 8x8 with 17 grey levels, in a fixed stratified split of 80 to 20 %."""
-    from sklearn.datasets import load_digits
+    from sklearn.datasets import load_digits  # takes a second to load
 
     scans = load_digits()
     pixels = to_pixels(np.rint(scans.images * (255 / 16)).astype(np.uint8), "digits")

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import timm.data
+from torch.utils.data import IterableDataset
 
 from timm_robust.data.raw import RawData, RawSplit
 from timm_robust.data.sources import from_dataset, raw_data
@@ -83,8 +85,6 @@ def from_timm(
 
 def _create(name: str, split: str, root: str | None, download: bool) -> Any:
     """timm's data set, or None if it has no such split."""
-    import timm.data
-
     try:
         if download and root and "://" not in root:
             os.makedirs(root, exist_ok=True)
@@ -100,8 +100,6 @@ def _create(name: str, split: str, root: str | None, download: bool) -> Any:
 
 def _labelled(dataset: Any, split: str, limit_bytes: int) -> RawSplit | None:
     """The split, or None if its labels are hidden (None or -1), as in many published test sets."""
-    from torch.utils.data import IterableDataset
-
     if isinstance(dataset, IterableDataset):
         dataset = _in_memory(dataset, split, limit_bytes)
     labels = _known_labels(dataset)

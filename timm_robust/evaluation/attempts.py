@@ -18,6 +18,7 @@ from timm_robust.attacks.pgd import ObjectivePGD
 from timm_robust.attacks.steps import project
 from timm_robust.errors import UserError
 from timm_robust.evaluation.attack_spec import CLASSES_NEEDED, AttackSpec, torchattacks_settings
+from timm_robust.evaluation.autoattack_package import implementation
 from timm_robust.utils.random import preserve_rng_state
 
 Attempt = Callable[[Tensor, Tensor], Tensor]
@@ -129,8 +130,6 @@ def _apgd(name: str, attacker: Attacker, num_classes: int) -> Attempt:
     F. Croce, M. Hein, ICML 2020, arXiv:2003.01690, section 4: 100 iterations; under L1 (arXiv:2103.01208) radii of 3, 2
     and 1 eps one after the other, five restarts, five targets.
     """
-    from timm_robust.evaluation.autoattack_package import implementation
-
     base = importlib.import_module(f"{implementation()}.autopgd_base")
     threat, l1 = attacker.threat, attacker.threat.norm == "L1"
 

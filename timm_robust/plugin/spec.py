@@ -175,7 +175,7 @@ class ModelsSpec:
             PluginError: importing the module did not register every name in `models`.
         """
         importlib.import_module(self.module)
-        from timm import is_model
+        from timm import is_model  # plugins are listed without timm
 
         missing = [name for name in self.models if not is_model(name)]
         if missing:

@@ -48,7 +48,7 @@ def draw(histories: Histories, files: Sequence[Path], *, title: str, notes: Sequ
     Raises:
         OSError: a file cannot be written.
     """
-    from matplotlib import rc_context
+    from matplotlib import rc_context  # takes a second to load
     from matplotlib.figure import Figure
 
     # inches: room above for the words, on the right for the names
@@ -118,7 +118,7 @@ def frame(axes: Axes, last: int, *, shares: bool = True) -> None:
         last: epoch at the right edge.
         shares: whether the values are fractions, shown in percent.
     """
-    from matplotlib.ticker import MaxNLocator, PercentFormatter
+    from matplotlib.ticker import MaxNLocator, PercentFormatter  # as above
 
     axes.set_xlim(1 - max(0.02 * (last - 1), 0.02), last if last > 1 else 1.02)
     axes.set_ylim(0, max(0.1, 1.04 * axes.dataLim.ymax))

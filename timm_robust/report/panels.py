@@ -110,7 +110,7 @@ def draw_panels(panels: Sequence[Panel], file: Any, *, format: str = "svg", **se
         format: svg, png or pdf.
         settings: further arguments of matplotlib's `savefig`.
     """
-    from matplotlib import rc_context
+    from matplotlib import rc_context  # takes a second to load
     from matplotlib.figure import Figure
 
     right = 0.62 + 0.072 * (max(len(name) for panel in panels for name in panel.lines) + 8)

@@ -24,7 +24,7 @@ def draw_radii(curves: Mapping[str, Curve], files: Sequence[Path], *, title: str
     Raises:
         OSError: a file cannot be written.
     """
-    from matplotlib import rc_context
+    from matplotlib import rc_context  # takes a second to load
     from matplotlib.figure import Figure
 
     first = next(iter(curves.values()))

@@ -19,6 +19,7 @@ from timm_robust.errors import UserError
 from timm_robust.robustbench.checks import check_evaluation, check_folder, check_network
 from timm_robust.robustbench.record import Board, check_id, find_board, percent, problems, timm_name_for
 from timm_robust.robustbench.texts import TODO, issue_text, log_text, readme_text
+from timm_robust.utils.files import write_atomically, write_json, write_text
 
 if TYPE_CHECKING:
     from timm_robust.models.pixel_model import ModelConfig
@@ -94,10 +95,9 @@ def write_bundle(
         UserError: no such board; a record of other settings, of the fast mode or of too few images; a network for other
             classes; a folder with another model's bundle.
     """
-    from timm_robust.evaluation.hashes import weights_hash
+    from timm_robust.evaluation.hashes import weights_hash  # the boards are listed without torch
     from timm_robust.robustbench.model_file import check_model_file, is_plain, write_model_file
     from timm_robust.runs.checkpoint import find_checkpoint, load
-    from timm_robust.utils.files import write_json, write_text
 
     board, paper, folder = find_board(dataset, threat), paper or Paper(), Path(out)
     model_id = check_submission(checkpoint, folder, board, model_id, paper)
@@ -152,7 +152,7 @@ def check_submission(checkpoint: str | Path, out: str | Path, board: Board, mode
     Raises:
         UserError: as `write_bundle`, but for the record.
     """
-    from timm_robust.runs.checkpoint import read_metadata
+    from timm_robust.runs.checkpoint import read_metadata  # loads torch
 
     model_id = check_id(model_id or _id_from(paper))
     metadata = read_metadata(checkpoint)
@@ -245,8 +245,6 @@ def _place(path: object) -> str:
 
 
 def _save(path: Path, weights: dict[str, Any]) -> None:
-    import torch
-
-    from timm_robust.utils.files import write_atomically
+    import torch  # the boards are listed without torch
 
     write_atomically(path, lambda file: torch.save(weights, file))

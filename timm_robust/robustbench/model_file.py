@@ -16,6 +16,7 @@ from timm_robust.errors import UserError
 from timm_robust.robustbench.record import Board, timm_name_for
 from timm_robust.threat import SMALL_IMAGE
 from timm_robust.utils.environment import versions
+from timm_robust.utils.files import write_text
 
 if TYPE_CHECKING:
     from torch import nn
@@ -122,8 +123,6 @@ def write_model_file(folder: Path, model: PixelModel, board: Board, model_id: st
     Raises:
         UserError: a network that no file can rebuild.
     """
-    from timm_robust.utils.files import write_text
-
     record = model.config
     base = type(model.model)
     if record.architecture is None or not _importable(base):
@@ -170,7 +169,7 @@ def write_model_file(folder: Path, model: PixelModel, board: Board, model_id: st
 
 def build_from(path: Path, timm_name: str) -> nn.Module:
     """The network that a model file builds, with its weights; registers nothing with timm."""
-    import timm.models
+    import timm.models  # loads torch
 
     registers = timm.models.register_model
     space: dict[str, Any] = {"__name__": path.stem, "__file__": str(path)}
@@ -188,7 +187,7 @@ def check_model_file(path: Path, model: PixelModel, timm_name: str) -> None:
     Raises:
         UserError: they do not.
     """
-    import torch
+    import torch  # loaded where it is used, as in all of this room
 
     record = model.config
     images = torch.rand(
@@ -218,7 +217,7 @@ def _needs(record: ModelConfig) -> str:
 
 def _pick(model: PixelModel) -> str:
     """Index of the logits among several outputs, such as those of auxiliary heads."""
-    import torch
+    import torch  # as above
 
     record = model.config
     with torch.no_grad():

@@ -67,7 +67,7 @@ def benchmark(
     """
     from timm_robust.attacks.attack_mode import attack_mode  # these need torch, which listings do without
     from timm_robust.evaluation.autoattack import kept_process_state
-    from timm_robust.evaluation.settings import DEFAULTS
+    from timm_robust.evaluation.settings import DEFAULTS  # loads torch
 
     settings, board = settings or DEFAULTS, require_board(inputs)
     # without attack_mode, FAB's backward passes would leave gradients in the weights

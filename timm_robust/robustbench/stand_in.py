@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def stand_in() -> dict[str, ModuleType]:
     """`autoattack` and `autoattack.state` as the authors' repository has them, on top of `pyautoattack`."""
-    from pyautoattack.state import EvaluationState as Base
+    from pyautoattack.state import EvaluationState as Base  # may be missing
 
     class EvaluationState(Base):  # type: ignore[misc]
         """Flags as numbers, because `benchmark` takes their mean, which torch refuses for bool."""
@@ -69,7 +69,7 @@ class AutoAttack:
         device: torch.device | str = "cpu",
         log_path: str | Path | None = None,
     ) -> None:
-        from pyautoattack import AutoAttack as Released
+        from pyautoattack import AutoAttack as Released  # may be missing
 
         if is_tf_model:
             raise UserError("pyautoattack takes no TensorFlow models: pass a torch module")

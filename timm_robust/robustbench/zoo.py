@@ -149,7 +149,7 @@ def _entry(name: str, dataset: str, threat: str, folder: Path, entry: dict[str, 
 
 def _of_timm(name: str, base: Path) -> tuple[list[str], list[str]]:
     """File in torch's cache, and its address, of a network that RobustBench registers with timm."""
-    import timm
+    import timm  # the zoo is listed without torch
     import torch
 
     cfg = timm.get_pretrained_cfg(name) if timm.is_model(name) else None

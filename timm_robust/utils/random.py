@@ -15,7 +15,7 @@ def preserve_rng_state(seed: int | None = None) -> Iterator[None]:
     Args:
         seed: set within; by default the draws go on where they were.
     """
-    import torch
+    import torch  # takes seconds to load, and listings import this file
 
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     drawn = np.random.get_state()  # of Pixle and OnePixel
