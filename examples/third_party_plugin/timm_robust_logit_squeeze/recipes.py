@@ -11,8 +11,7 @@ RECIPES = (
         source="our choice",
         api_version=1,
         values={"epochs": 2, "schedule": "onecycle", "lr": 0.1},
-        notes={"lr": "half of the host's default, since the penalty is large on untrained logits"},
+        notes={"lr": "half of the host's default"},
         use="--method logit-squeeze -o weight=0.02 --recipe logit-squeeze-quick",
-        departs="the paper trains without adversarial images, and much longer",
     ),
 )
