@@ -76,7 +76,7 @@ def test_context_reaches_the_objective(small_model, images, targets):
     loss = nn.functional.cross_entropy
     with torch.no_grad():
         assert loss(small_model(found), others) < loss(small_model(images), others)
-    with pytest.raises(UserError, match="unknown setting of attack Towards 'step'.*did you mean 'steps'"):
+    with pytest.raises(UserError, match="unknown setting of attack Towards 'step'.*did you mean steps"):
         Attacker(small_model, LINF).build(Towards, step=3)
 
 
