@@ -137,7 +137,8 @@ def test_te_attack_without_weight_is_its_bases(beta, name):
     found = given[0](
         *given[1:], EnsemblePGD, ensembled, 0.0, clean, beta=beta, reduction="mean_bk", random_start=True, **settings
     )
-    assert torch.equal(found, expected)
+    # sum and mean round differently, so a gradient near zero may change its sign on some processors
+    assert (found - expected).abs().gt(1e-6).float().mean() < 0.002
 
 
 @pytest.mark.parametrize("beta", [None, 6.0])
