@@ -9,6 +9,8 @@ plugin's models are known once `timm_robust.register_models()` was called; the v
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -132,6 +134,7 @@ def rebuild(config: ModelConfig, module: nn.Module | None = None) -> PixelModel:
         network = module
     else:
         if config.registered_by:
+            _require_plugin(config)
             try:
                 importlib.import_module(config.registered_by)
             except ImportError as error:
@@ -196,3 +199,20 @@ def _per_channel(values: Sequence[float], in_chans: int, what: str) -> list[floa
     if "std" in what and min(given) <= 0:
         raise UserError(f"{what} {given}: expected values above 0")
     return given * in_chans if len(given) == 1 else given
+
+
+def _require_plugin(config: ModelConfig) -> None:
+    """Refuses to import a module that no installed plugin has: a checkpoint must not choose what code runs.
+
+    Raises:
+        UserError: names the module.
+    """
+    module = str(config.registered_by)
+    if module in sys.modules:
+        return
+    packages = {entry.module.rpartition(".")[0] for entry in importlib.metadata.entry_points(group="timm_robust")}
+    if not any(package and f"{module}.".startswith(f"{package}.") for package in packages):
+        raise UserError(
+            f"model {config.architecture!r} is registered by {module}, which belongs to no installed plugin: install "
+            "the package it came with"
+        )

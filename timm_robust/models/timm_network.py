@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import timm
-from timm.models import is_model, model_entrypoint
+from timm.models import build_model_with_cfg, is_model, model_entrypoint
 from torch import nn
 
 from timm_robust.errors import UserError, unknown
@@ -19,16 +21,38 @@ from timm_robust.models.stem_plan import make_plan
 from timm_robust.threat import SMALL_IMAGE
 from timm_robust.utils.random import preserve_rng_state
 
+READS_FILES = re.compile(r"pretrained|cfg|checkpoint|cache|path|file|url|hub")
+"""Parts of the names by which arguments of timm name a file or an address to read."""
+
 
 def create(name: str, num_classes: int, kwargs: Mapping[str, Any], pretrained: bool = False) -> nn.Module:
     """timm's network, as it is.
 
     Raises:
-        UserError: the name is not registered.
+        UserError: the name is not registered, or an argument that is not the network's own.
     """
+    require_own_arguments(kwargs)
     if not is_model(name.split(".")[0]):
         raise unknown("model", name, timm.list_models(), hint="is the plugin that registers it installed?")
     return timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **kwargs)
+
+
+def require_own_arguments(kwargs: Mapping[str, Any]) -> None:
+    """Refuses arguments that `timm.create_model` and its builder take before the network sees any.
+
+    They load weights from files and addresses, some of which timm unpickles: a checkpoint that names one would run code
+    when it is loaded. Weights of a checkpoint are beside its model.json.
+
+    Raises:
+        UserError: names the argument.
+    """
+    host = {*inspect.signature(timm.create_model).parameters, *inspect.signature(build_model_with_cfg).parameters}
+    for name in kwargs:
+        if name in host - {"kwargs"} or READS_FILES.search(name):
+            raise UserError(
+                f"model argument {name!r} belongs to timm's loader and not to the network: leave it out of "
+                "model_kwargs; a checkpoint must not name files to read"
+            )
 
 
 def create_fitted(
@@ -106,6 +130,7 @@ def _check_request(name: str, kwargs: Mapping[str, Any], pretrained: bool) -> No
     for fixed in ("num_classes", "in_chans", "pretrained"):
         if fixed in kwargs:
             raise UserError(f"model argument {fixed!r} is set by the run: leave it out of model_kwargs")
+    require_own_arguments(kwargs)
 
 
 def _try_kwargs(name: str, num_classes: int, kwargs: Mapping[str, Any]) -> None:
