@@ -68,7 +68,7 @@ def test_records_of_networks_that_are_not_timms_name_their_module() -> None:
     assert rebuild(record).model.num_features == 32
     assert build().config.registered_by is None
     lost = ModelConfig.from_dict({**record.to_dict(), "registered_by": "no_such_package.networks"})
-    with pytest.raises(UserError, match=r"registered by no_such_package.networks, which belongs to no installed plugin"):
+    with pytest.raises(UserError, match="no_such_package.networks, which belongs to no installed plugin"):
         rebuild(lost)
 
 
