@@ -81,7 +81,7 @@ def main() -> None:
     train = Split(
         bundle.train.images, bundle.train.labels[: arguments.images], 32, bundle.train.pixels[: arguments.images]
     )
-    job = TrainConfig(
+    config = TrainConfig(
         model=network(),
         defense=get_manager().load_target("fgsm-rs")(get_manager().load_config("fgsm-rs")()),
         data=type(bundle)(**{**vars(bundle), "train": train}),
@@ -92,7 +92,7 @@ def main() -> None:
         device="cpu",
         display=Display(quiet=True),
     )
-    engine = Engine(job)
+    engine = Engine(config)
     engine.defense.setup(engine.run)
     by_hand = network().to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(by_hand.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)

@@ -65,7 +65,7 @@ def make_engine(arguments: argparse.Namespace, way: str, k: int) -> Engine:
         arguments.model, num_classes=10, image_size=size, model_kwargs=kwargs, data_mean=[0.5] * 3, data_std=[0.25] * 3
     )
     recipe = make_recipe("default", {}, {"batch_size": n})
-    job = TrainConfig(
+    config = TrainConfig(
         model=network,
         defense=manager.load_target(method)(options),
         modifiers={
@@ -84,7 +84,7 @@ def make_engine(arguments: argparse.Namespace, way: str, k: int) -> Engine:
         device=arguments.device,
         display=Display(quiet=True),
     )
-    engine = Engine(job)
+    engine = Engine(config)
     engine.defense.setup(engine.run)
     engine.modifiers.setup(engine.run)
     for part in (engine.defense, engine.modifiers):

@@ -41,20 +41,20 @@ def corruptions(
         UserError: a mistake in any of these.
     """
     from timm_robust.evaluation.corruptions import CORRUPTIONS, corruption_accuracy, open_corruptions
-    from timm_robust.runs.checkpoint import find_checkpoint, load, read_metadata
+    from timm_robust.runs.checkpoint import open_checkpoint
     from timm_robust.utils.distributed import own_device
 
     require_place(json)
-    metadata, device = read_metadata(checkpoint), device or own_device()
+    device = device or own_device()
     keep_freed_memory(device)
-    model = load(checkpoint, device=device)
+    opened = open_checkpoint(checkpoint, device=device)
     images = open_corruptions(
         folder,
         tuple(only or CORRUPTIONS),
-        class_names=metadata.get("data", {}).get("class_names"),
-        image_size=metadata["model"]["image_size"],
+        class_names=opened.metadata.get("data", {}).get("class_names"),
+        image_size=opened.metadata["model"]["image_size"],
     )
     with Display(quiet).measuring() as progress:
-        found = corruption_accuracy(model, images, examples, batch_size=batch_size, progress=progress)
-    write_record(json, {"checkpoint": str(find_checkpoint(checkpoint)), **found.to_dict()})
+        found = corruption_accuracy(opened.model, images, examples, batch_size=batch_size, progress=progress)
+    write_record(json, {"checkpoint": str(opened.folder), **found.to_dict()})
     return found

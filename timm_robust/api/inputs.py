@@ -113,7 +113,7 @@ def _network(
     checkpoint: str | Path | nn.Module, norm: str | None, device: str | None, download: bool
 ) -> tuple[nn.Module, str, dict[str, Any]]:
     """Network, name, and content of model.json; empty for a module or a network of the zoo."""
-    from timm_robust.runs.checkpoint import find_checkpoint, load, read_metadata
+    from timm_robust.runs.checkpoint import open_checkpoint
     from timm_robust.utils.distributed import own_device
 
     where = device or own_device()
@@ -125,7 +125,8 @@ def _network(
         dataset, _, name = checkpoint.removeprefix(ZOO).rpartition("/")
         return load_zoo(name, dataset or "cifar10", norm or "Linf", download=download).to(where), checkpoint, {}
     if isinstance(checkpoint, (str, Path)):
-        return load(checkpoint, device=where), str(find_checkpoint(checkpoint)), read_metadata(checkpoint)
+        opened = open_checkpoint(checkpoint, device=where)
+        return opened.model, str(opened.folder), opened.metadata
     # a module stays where it is unless another device is asked for
     return checkpoint if device is None else checkpoint.to(device), type(checkpoint).__name__, {}
 

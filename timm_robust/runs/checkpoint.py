@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -147,11 +148,33 @@ def load(path: str | Path, *, model: nn.Module | None = None, device: str | torc
     Raises:
         UserError: no checkpoint, truncated, or weights of another model.
     """
+    return open_checkpoint(path, model=model, device=device).model
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded checkpoint.
+
+    Attributes:
+        folder: folder of its files.
+        metadata: content of model.json.
+        model: see `load`.
+    """
+
+    folder: Path
+    metadata: dict[str, Any]
+    model: PixelModel
+
+
+def open_checkpoint(
+    path: str | Path, *, model: nn.Module | None = None, device: str | torch.device = "cpu"
+) -> Checkpoint:
+    """A trained model with its metadata; arguments and errors as in `load`."""
     folder = find_checkpoint(path)
-    record = ModelConfig.from_dict(read_metadata(folder)["model"])
-    built = rebuild(record, model)
+    metadata = read_metadata(folder)
+    built = rebuild(ModelConfig.from_dict(metadata["model"]), model)
     built.model.load_state_dict(read_weights(folder, built.model))
-    return built.to(device).eval()
+    return Checkpoint(folder, metadata, built.to(device).eval())
 
 
 def read_weights(folder: Path, model: nn.Module) -> dict[str, torch.Tensor]:
