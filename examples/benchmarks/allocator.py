@@ -32,10 +32,8 @@ def epoch(arguments: argparse.Namespace, method: str, precision: str, keep: bool
         if status:
             raise SystemExit(f"failed: {' '.join(line)}")
         row = json.loads(Path(folder, "run", "metrics.jsonl").read_text().splitlines()[0])
-        images = json.loads(Path(folder, "run", "manifest.json").read_text())["data"].get("num_train")
     return {
         "seconds": row["seconds"],
-        **({"images": images} if images else {}),
         "user": usage.ru_utime,
         "system": usage.ru_stime,
         "peak MiB": usage.ru_maxrss / 1024,

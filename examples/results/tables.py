@@ -3,7 +3,8 @@
     python examples/results/tables.py [--check]
 
 Such a part stands between `<!-- options NAME -->`, `<!-- evidence NAME -->`, `<!-- methods -->`, `<!-- full-size -->`,
-`<!-- step-cost -->`, `<!-- composition -->`, `<!-- autoattack -->` or `<!-- agreement -->` and `<!-- end -->`.
+`<!-- step-cost -->`, `<!-- allocator -->`, `<!-- composition -->`, `<!-- autoattack -->` or `<!-- agreement -->` and
+`<!-- end -->`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from timm_robust.options import describe
 from timm_robust.plugin import DefenseSpec, DistillerSpec, ModifierSpec, get_manager
 
 ROOT = Path(__file__).resolve().parents[2]
-KINDS = "options|evidence|methods|full-size|step-cost|composition|autoattack|agreement"
+KINDS = "options|evidence|methods|full-size|step-cost|allocator|composition|autoattack|agreement"
 PART = re.compile(rf"<!-- ({KINDS})(?: ([a-z0-9-]+))? -->\n.*?<!-- end -->", re.DOTALL)
 RESULTS = "../../examples/results"
 """From a method card."""
@@ -301,6 +302,27 @@ def step_cost() -> str:
     return table(header, rows) + "\n\n" + "\n".join(notes)
 
 
+def allocator() -> str:
+    """What it brings to keep freed memory, in each record of the benchmark."""
+    rows, notes = [], []
+    for record in (r for r in records() if r["name"].startswith("allocator-")):
+        plain = {(row["method"], row["precision"]): row for row in record["rows"] if not row["kept"]}
+        for row in record["rows"]:
+            before = plain[row["method"], row["precision"]]
+            ratios = (f"{row['seconds'] / before['seconds']:.2f}", f"{row['peak MiB'] / before['peak MiB']:.2f}")
+            numbers = [f"{row[name]:.0f}" for name in ("seconds", "user", "system", "peak MiB")]
+            rows.append([row["method"], row["precision"], "kept" if row["kept"] else "returned", *numbers, *ratios])
+        note = f"; {record['note']}" if record.get("note") else ""
+        notes.append(
+            f"`{record['name']}`: medians of {record['turns']} turns, the small network; {record['hardware']}, "
+            f"{record['date']}{note} (`{record['command']}`)."
+        )
+    if not rows:
+        return "Not measured."
+    header = ["method", "precision", "freed memory", "s / epoch", "user s", "system s", "peak MiB", "x time", "x peak"]
+    return table(header, rows) + "\n\n" + "\n".join(notes)
+
+
 def composition() -> str:
     """What each part of our own recipe adds, where it was tried."""
     found = [r for r in records() if r["name"] == "composition"]
@@ -394,6 +416,7 @@ def filled(text: str) -> str:
             "methods": methods,
             "full-size": full_size,
             "step-cost": step_cost,
+            "allocator": allocator,
             "composition": composition,
             "autoattack": autoattack,
             "agreement": agreement,
