@@ -13,6 +13,7 @@ import torch
 
 import timm_robust
 from timm_robust.errors import UserError
+from timm_robust.models.timm_network import require_own_arguments
 
 SAMPLE = Path(__file__).parent / "samples" / "v361d98b" / "checkpoint"
 
@@ -82,6 +83,11 @@ def test_arguments_of_the_loader_are_refused(hostile, tmp_path, mark, arguments)
     with pytest.raises(UserError, match="belongs to timm's loader"):
         timm_robust.load(folder)
     assert not mark.exists()
+
+
+@pytest.mark.parametrize("name", ["drop_path_rate", "pretrained_window_sizes", "use_checkpoint", "patch_size"])
+def test_arguments_of_networks_are_taken(name):
+    require_own_arguments({name: 1})
 
 
 @pytest.mark.parametrize("module", ["evil_networks", "timm_robust_pluginsevil.networks", "antigravity", ""])

@@ -21,7 +21,7 @@ from timm_robust.models.stem_plan import make_plan
 from timm_robust.threat import SMALL_IMAGE
 from timm_robust.utils.random import preserve_rng_state
 
-READS_FILES = re.compile(r"pretrained|cfg|checkpoint|cache|path|file|url|hub")
+READS_FILES = re.compile(r"pretrained(?!_window)|checkpoint_|(?<!drop)(?:^|_)(?:cache|path|file|url|hub)(?:_|$)")
 """Parts of the names by which arguments of timm name a file or an address to read."""
 
 
